@@ -1,0 +1,53 @@
+"""Every error that a user of sparsight can meet. Each says what was asked, what is true, and what to do.
+
+SparsightError            the root: catch this to catch them all; the command line prints it as one line
+├── BadInput              a value that cannot be used: empty prompt, NaN strength, unknown option
+│   ├── NoHookPoint       a module path that this model does not have
+│   ├── NoFeature         a feature index outside this SAE
+│   ├── NoChatTemplate    messages for a model whose tokenizer has no chat template
+│   └── TooLong           more tokens than the model's context
+├── BadFile               a file that is missing, truncated, corrupt, unsafe or of another format
+├── Mismatch              parts that do not belong together: an SAE or an edit made for something else
+├── NotReached            a hook point that nothing flowed through: nothing was read or steered there
+└── Missing               something to install: an extra of sparsight, a compiler
+"""
+
+
+class SparsightError(Exception):
+    """The root of all errors that sparsight raises on purpose."""
+
+
+class BadInput(SparsightError, ValueError):
+    """A value that cannot be used."""
+
+
+class NoHookPoint(BadInput):
+    """A module path that this model does not have."""
+
+
+class NoFeature(BadInput, IndexError):
+    """A feature index outside this SAE."""
+
+
+class NoChatTemplate(BadInput):
+    """Messages for a model whose tokenizer has no chat template."""
+
+
+class TooLong(BadInput):
+    """More tokens than the model's context holds."""
+
+
+class BadFile(SparsightError):
+    """A file that is missing, truncated, corrupt, unsafe or of another format."""
+
+
+class Mismatch(SparsightError):
+    """Parts that do not belong together: an SAE or an edit that was made for something else."""
+
+
+class NotReached(SparsightError):
+    """A hook point that nothing flowed through, so that nothing was read or steered there."""
+
+
+class Missing(SparsightError, ImportError):
+    """Something to install: an extra of sparsight, a compiler."""

@@ -1,0 +1,125 @@
+"""A batch of prompts as the model reads it: rows of token ids, padded on the left, with masks, positions and kinds.
+
+Every pass in sparsight sees left-padded rows: then the last column is every row's newest token, decoding appends to
+all rows alike, and a sliding window counts only real tokens. Rows that a caller padded on the right are moved, and
+what is read from the pass is moved back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sparsight.errors import BadInput
+from sparsight.records import Kind
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row: token ids and what each token is."""
+
+    ids: tuple[int, ...]
+    kinds: tuple[Kind, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an intervention finds itself: the tokens of this pass, row by row.
+
+    kinds: Kind bits, 0 at padding; positions: each token's place in its row, 0 its first; prompt: whether these are
+    prompt tokens (else newly written ones); entropy: next-token entropy of the unedited model, nats, where asked for.
+    """
+
+    kinds: Int[Tensor, "batch pos"]
+    positions: Int[Tensor, "batch pos"]
+    prompt: bool
+    entropy: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of one pass. mask covers the cached tokens before them too."""
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch seen"]
+    kinds: Int[Tensor, "batch pos"]
+    prompt: bool = True
+    order: Int[Tensor, "batch pos"] | None = None  # column of the caller's layout -> column here, where they differ
+
+    @property
+    def positions(self) -> Int[Tensor, "batch pos"]:
+        """Each token's place in its row; 0 at padding."""
+        return (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -self.ids.shape[1] :]
+
+    @property
+    def place(self) -> Place:
+        """What interventions are told."""
+        return Place(self.kinds, self.positions, self.prompt)
+
+    @classmethod
+    def of_prompts(cls, prompts: Sequence[Prompt], pad: int, device: torch.device) -> Batch:
+        """Rows of different lengths, padded on the left."""
+        if not prompts:
+            raise BadInput("There is no prompt: give at least one.")
+        if not all(len(p) for p in prompts):
+            raise BadInput("The prompt is empty: there is nothing to read or to go on from.")
+        width = max(map(len, prompts))
+        ids = [[pad] * (width - len(p)) + list(p.ids) for p in prompts]
+        kinds = [[0] * (width - len(p)) + [int(k) for k in p.kinds] for p in prompts]
+        mask = [[False] * (width - len(p)) + [True] * len(p) for p in prompts]
+        tensors = (torch.tensor(rows, device=device) for rows in (ids, mask, kinds))
+        return cls(*tensors)
+
+    @classmethod
+    def of_tensor(
+        cls, ids: Int[Tensor, "batch pos"], attention_mask: Tensor | None, seen: Tensor | None, kinds: Tensor | None
+    ) -> Batch:
+        """A caller's tensors. attention_mask: over these tokens, or over the seen ones and these."""
+        if ids.ndim == 1:
+            ids = ids.unsqueeze(0)
+        if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise BadInput(f"Token ids are integers, [batch, pos]; given {list(ids.shape)} of {ids.dtype}.")
+        if not ids.numel():
+            raise BadInput("The prompt is empty: there is nothing to read or to go on from.")
+        here = torch.ones_like(ids, dtype=torch.bool)
+        if attention_mask is not None:
+            full = attention_mask.to(device=ids.device, dtype=torch.bool).reshape(len(ids), -1)
+            here = full[:, -ids.shape[1] :]
+            seen = full[:, : -ids.shape[1]] if full.shape[1] > ids.shape[1] else seen
+        if not here.any(-1).all():
+            raise BadInput("A row of the batch is all padding.")
+        default = torch.full_like(ids, int(Kind.PROMPT | Kind.TEXT))
+        kinds = (default if kinds is None else kinds.to(ids.device)) * here
+        batch = cls(ids, here, kinds)
+        if bool((here[:, 1:] < here[:, :-1]).any()):
+            batch = batch._left()
+        if seen is not None:
+            batch = replace(batch, mask=torch.cat([seen.to(ids.device), batch.mask], -1))
+        return batch
+
+    def _left(self) -> Batch:
+        """The same rows with all padding moved to the left."""
+        forward = self.mask.to(torch.int8).argsort(-1, stable=True)
+        back = forward.argsort(-1)
+        moved = (t.gather(-1, forward) for t in (self.ids, self.mask, self.kinds))
+        return Batch(*moved, self.prompt, back)
+
+    def as_given(self, flow: Tensor) -> Tensor:
+        """What flowed in this pass, [batch, pos, ...], in the caller's own layout."""
+        return flow if self.order is None else _columns(flow, self.order)
+
+    def as_run(self, flow: Tensor) -> Tensor:
+        """The way back."""
+        return flow if self.order is None else _columns(flow, self.order.argsort(-1))
+
+
+def _columns(flow: Tensor, order: Tensor) -> Tensor:
+    index = order.to(flow.device).reshape(*order.shape, *[1] * (flow.ndim - 2))
+    return flow.gather(1, index.expand(-1, -1, *flow.shape[2:]))

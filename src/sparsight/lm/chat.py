@@ -1,0 +1,114 @@
+"""Messages to tokens, by the tokenizer's own chat template, knowing of every token whose it is.
+
+The template is rendered twice: with the messages, and with a mark in place of each content. What stands between the
+marks is template; the rest is the messages'. Templates that treat contents (strip them, drop some) are met by
+looking each content up, in order, in what was really rendered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sparsight.errors import BadInput, NoChatTemplate
+from sparsight.lm.batch import Prompt
+from sparsight.records import ROLES, Kind, Message
+
+MARK = "\ue000{}\ue001"  # private-use characters, that no template treats
+
+
+def chat_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message | Mapping[str, Any]],
+    add_generation_prompt: bool = True,
+    **template: Any,
+) -> Prompt:
+    """The rendered chat as token ids with their kinds. template: more keywords for the chat template.
+
+    Raises NoChatTemplate for a tokenizer that has none.
+    """
+    said = [Message.of(message) for message in messages]
+    if not said:
+        raise BadInput("There is no message: a chat has at least one.")
+    if not tokenizer.chat_template:
+        raise NoChatTemplate(
+            "This model's tokenizer has no chat template: it is a base model, that goes on with a text. "
+            "Give it text instead of messages (complete(text), or `sparsight chat`, which then continues text)."
+        )
+    for message in said:
+        check_text(message.content)
+    options = {"add_generation_prompt": add_generation_prompt, "tokenize": False, **template}
+    rendered = _render(tokenizer, said, options)
+    spans = _marked_spans(tokenizer, said, options, rendered) or _found_spans(said, rendered)
+    coded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+    kinds = []
+    bos = tokenizer.bos_token_id
+    for place, (token, (start, stop)) in enumerate(zip(coded["input_ids"], coded["offset_mapping"], strict=True)):
+        role = next((role for low, high, role in spans if low <= start < high or start < low < stop), None)
+        kind = Kind.TEMPLATE if role is None else ROLES[role]
+        kinds.append(Kind.PROMPT | (Kind.BOS if place == 0 and token == bos else kind))
+    return Prompt(tuple(coded["input_ids"]), tuple(kinds))
+
+
+def text_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> Prompt:
+    """A plain text as token ids with their kinds; begins with BOS where the tokenizer adds one."""
+    check_text(text)
+    ids = tokenizer(text)["input_ids"]
+    if not text or not ids:
+        raise BadInput("The prompt is empty: there is nothing to read or to go on from.")
+    first = Kind.BOS if ids[0] == tokenizer.bos_token_id else Kind.TEXT
+    return Prompt(tuple(ids), (Kind.PROMPT | first, *[Kind.PROMPT | Kind.TEXT] * (len(ids) - 1)))
+
+
+def check_text(text: object) -> None:
+    """Raises BadInput for what is not text, or is text that was not valid UTF-8."""
+    if not isinstance(text, str):
+        raise BadInput(f"A prompt is text, not {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInput(f"The text is not valid UTF-8 (at character {error.start}).") from None
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
+    from jinja2 import TemplateError
+
+    plain = [{"role": m.role, "content": m.content} for m in messages]
+    try:
+        return str(tokenizer.apply_chat_template(plain, **options))
+    except TemplateError as error:  # a template's own refusal: roles that must alternate, no system message, ...
+        raise BadInput(f"This model's chat template refused the messages: {error}") from error
+
+
+def _marked_spans(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: Mapping[str, Any], rendered: str
+) -> list[tuple[int, int, str]] | None:
+    """(start, stop, role) of each content, or None where the template treated contents in ways of its own."""
+    marks = [MARK.format(i) for i in range(len(messages))]
+    marked = _render(tokenizer, [Message(m.role, mark) for m, mark in zip(messages, marks, strict=True)], options)
+    spans, at, rest = [], 0, marked
+    for mark, message in zip(marks, messages, strict=True):
+        template, found, rest = rest.partition(mark)
+        if not found or not rendered.startswith(template, at):
+            return None
+        at += len(template)
+        written = next((c for c in (message.content, message.content.strip()) if rendered.startswith(c, at)), None)
+        if written is None:
+            return None
+        spans.append((at, at + len(written), message.role))
+        at += len(written)
+    return spans if rendered[at:] == rest else None
+
+
+def _found_spans(messages: Sequence[Message], rendered: str) -> list[tuple[int, int, str]]:
+    """The same by looking each content up after the one before it; one that is not there has no tokens."""
+    spans, at = [], 0
+    for message in messages:
+        content = message.content.strip()
+        start = rendered.find(content, at)
+        if content and start >= 0:
+            at = start + len(content)
+            spans.append((start, at, message.role))
+    return spans

@@ -1,0 +1,176 @@
+"""The fast decode step: a static KV cache and one compiled graph, with the interventions inside it.
+
+Python dispatch, not arithmetic, is what makes a small step slow. Compiled, a step is one call; the interventions'
+numbers and the cache are buffers that the graph reads, so other edits are other numbers and nothing is compiled
+again. On CUDA the graph is captured (mode "reduce-overhead"). The token ids are those of the eager path.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, StaticCache, StaticLayer
+
+from sparsight.errors import NotReached
+from sparsight.lm.batch import Batch
+from sparsight.lm.lm import ObservableLanguageModel
+from sparsight.lm.tap import grafted
+
+BUCKET = 128  # capacities are multiples of this, so that few graphs serve all lengths
+KEPT = 4  # idle steps that a model keeps, each with its KV cache
+
+
+@runtime_checkable
+class Compilable(Protocol):
+    """An intervention that can live in a compiled step: see scope/steering.py for what each does."""
+
+    acts: bool
+    signature: Any
+
+    def apply(self, flow: Tensor, kinds: Tensor, positions: Tensor) -> Tensor: ...
+    def twin(self) -> Any: ...
+    def load(self, other: Any) -> None: ...
+    def hand_back(self, other: Any) -> None: ...
+
+
+class CompiledStep:
+    """One decode step for fixed rows, capacity, hook points and shapes of interventions."""
+
+    def __init__(
+        self,
+        lm: ObservableLanguageModel,
+        rows: int,
+        capacity: int,
+        interventions: Mapping[str, Any],
+        read_at: Sequence[str],
+    ):
+        self.lm = lm
+        self.interventions = {point: i.twin() for point, i in interventions.items()}
+        self.cache = StaticCache(config=lm.config, max_cache_len=capacity)
+        numbers = {"dtype": torch.int64, "device": lm.device}
+        self.mask = torch.ones(rows, capacity, **numbers)
+        self.positions, self.kinds = torch.zeros(rows, 1, **numbers), torch.zeros(rows, 1, **numbers)
+        self.flowed = torch.zeros((), **numbers)
+        self.read: dict[str, Tensor] = {}
+        for point in read_at:
+            self.read[point] = torch.zeros(rows, 1, lm.width(point), dtype=lm.dtype, device=lm.device)
+        self.taps = {point: functools.partial(self._tap, point) for point in {*self.interventions, *read_at}}
+        self.proved = False
+        static = [self.mask, self.positions, self.kinds, self.flowed, *self.read.values()]
+        for tensor in [*static, *(t for i in self.interventions.values() for t in i.b.values())]:
+            torch._dynamo.mark_static_address(tensor)
+        mode = "reduce-overhead" if lm.device.type == "cuda" else None
+        self._graph = torch.compile(own_code(self._step), fullgraph=True, dynamic=False, mode=mode)
+
+    def load(self, past: Cache, batch: Batch, interventions: Mapping[str, Any]) -> None:
+        """Take over what an eager prefill left: `batch` is the next token of each row, not yet in the cache."""
+        length = past.get_seq_length()
+        for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
+            assert isinstance(mine, StaticLayer)
+            if not mine.is_initialized:
+                mine.lazy_initialization(theirs.keys, theirs.values)
+            mine.keys[:, :, :length].copy_(theirs.keys)
+            mine.values[:, :, :length].copy_(theirs.values)
+            mine.cumulative_length.fill_(length)
+        self.mask.fill_(1)
+        self.mask[:, : batch.mask.shape[1]].copy_(batch.mask)
+        self.positions.copy_(batch.positions)
+        self.kinds.copy_(batch.kinds)
+        for point, intervention in interventions.items():
+            self.interventions[point].load(intervention)
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(logits [batch, vocabulary], hook point -> activations [batch, 1, d] before any edit)."""
+        with grafted(self.lm.model, self.taps):
+            logits = self._graph(ids)
+        if not self.proved:
+            if int(self.flowed) != len(self.taps):
+                raise NotReached(f"The compiled step ran past its hook points ({', '.join(self.taps)}).")
+            self.proved = True
+        return logits.clone(), {point: t.clone() for point, t in self.read.items()}
+
+    def _step(self, ids: Tensor) -> Tensor:
+        out = self.lm.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.positions.add_(1)
+        return out.logits[:, -1]
+
+    def _tap(self, point: str, flow: Tensor) -> Tensor:
+        self.flowed.add_(1)
+        if point in self.read:
+            self.read[point].copy_(flow)
+        if point in self.interventions:
+            return self.interventions[point].apply(flow, self.kinds, self.positions)
+        return flow
+
+
+@contextmanager
+def compiled_step(
+    lm: ObservableLanguageModel,
+    batch: Batch,
+    past: Cache,
+    room: int,
+    interventions: Mapping[str, Any],
+    read_at: Sequence[str],
+) -> Iterator[CompiledStep]:
+    """A step of the right shape, loaded, for one generation alone; afterwards it waits for the next of its shape.
+
+    room: tokens that may still be written. What the interventions tallied is given back to them at the end.
+    """
+    acting = {point: i for point, i in interventions.items() if i.acts}
+    capacity = -(-(past.get_seq_length() + room + 1) // BUCKET) * BUCKET
+    shapes = tuple((point, i.signature) for point, i in sorted(acting.items()))
+    key = (len(batch.ids), capacity, shapes, tuple(read_at), lm.dtype, str(lm.device))
+    step = lm.compiled_steps.pop(key, None) or CompiledStep(lm, len(batch.ids), capacity, acting, read_at)
+    step.load(past, batch, acting)
+    try:
+        yield step
+        lm.compiled_steps[key] = step
+        while len(lm.compiled_steps) > KEPT:
+            lm.compiled_steps.pop(next(iter(lm.compiled_steps)))
+    finally:
+        for point, intervention in acting.items():
+            step.interventions[point].hand_back(intervention)
+
+
+def why_not_compiled(lm: ObservableLanguageModel, past: Cache, interventions: Mapping[str, Any]) -> str | None:
+    """Why this generation must be decoded eagerly; None where it can be compiled."""
+    if not all(isinstance(i, Compilable) for i in interventions.values()):
+        return "an intervention is a plain function, which cannot be compiled"
+    if any(type(layer) is not DynamicLayer for layer in past.layers):
+        return "this model's KV cache is not of plain full attention (a sliding window, a state)"
+    if lm.device.type == "cpu" and not cpp_compiler():
+        return "no C++ compiler was found (install g++ or clang)"
+    return None
+
+
+@functools.cache
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on a CPU."""
+    from torch._inductor import config, cpp_builder, exc
+
+    try:
+        return cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError, OSError):
+        return next((found for name in config.cpp.cxx if name and (found := shutil.which(name))), None)
+
+
+def own_code(method: Any) -> Any:
+    """The same method with a code object of its own: torch.compile keeps its graphs by code object, and two steps
+    must never share one, since a graph holds the buffers of the step that it was made for."""
+    of = method.__func__
+    own = types.FunctionType(of.__code__.replace(), of.__globals__, of.__name__, of.__defaults__, of.__closure__)
+    return types.MethodType(own, method.__self__)

@@ -1,0 +1,259 @@
+"""The token loop: a batch of rows, each with its own sampling, written token by token.
+
+    prefill     one pass over all prompts, left-padded
+    step        choose a token per row, tell it, feed it back with the KV cache
+
+A pass is one call; between passes nothing is held open, so two loops may be run in turns and each writes what it
+would have written alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from sparsight.errors import BadInput, TooLong
+from sparsight.lm.batch import Batch, Place, Prompt
+from sparsight.lm.compiled import compiled_step, why_not_compiled
+from sparsight.lm.lm import ObservableLanguageModel, Placed, is_many
+from sparsight.lm.sample import Sampler
+from sparsight.lm.tap import Tap
+from sparsight.lm.text import TextStream
+from sparsight.records import Kind, Sampling
+
+WRITTEN = Kind.GENERATED | Kind.ASSISTANT
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One new token of one row, told as it is written.
+
+    text: what may be shown now; it lags behind the tokens inside a character or a possible stop string.
+    finish: None, or why the row ended here: "stop" or "length". activations: hook point -> [d] at this token, before
+    any edit, where reading was asked for.
+    """
+
+    row: int
+    index: int
+    id: int
+    text: str
+    finish: str | None = None
+    activations: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one row wrote. ids hold every token, a final stop token too."""
+
+    text: str
+    ids: tuple[int, ...]
+    finish: str
+    prompt: Prompt
+    activations: dict[str, Tensor] = field(default_factory=dict)
+
+
+def generate(
+    lm: ObservableLanguageModel,
+    prompts: Any,
+    sampling: Sampling | Sequence[Sampling] | None = None,
+    interventions: Mapping[str, Placed] | None = None,
+    *,
+    read_at: Sequence[str] = (),
+    on_token: Callable[[Piece], None] | None = None,
+    compiled: bool = False,
+    **options: Any,
+) -> Completion | list[Completion]:
+    """Write on: a Completion for one prompt, a list for a list of prompts.
+
+    prompts: a text, a chat, token ids, or a list of these. sampling: one for all rows, or one each; or its fields as
+    keywords. interventions: hook point -> an intervention told its place (see Placed). read_at: hook points whose
+    activations at each new token are kept, [token, d] per row. on_token: called with each Piece as it is written.
+    compiled: decode with a static KV cache and a compiled step (see compiled.py); the tokens are the same.
+    """
+    rows = lm.prompts(prompts)
+    texts: list[list[str]] = [[] for _ in rows]
+    ids: list[list[int]] = [[] for _ in rows]
+    kept: list[dict[str, list[Tensor]]] = [{point: [] for point in read_at} for _ in rows]
+    ends = [""] * len(rows)
+    for piece in stream(lm, rows, sampling, interventions, read_at=read_at, compiled=compiled, **options):
+        texts[piece.row].append(piece.text)
+        ids[piece.row].append(piece.id)
+        ends[piece.row] = piece.finish or ""
+        for point, activation in piece.activations.items():
+            kept[piece.row][point].append(activation)
+        if on_token:
+            on_token(piece)
+    out = [
+        Completion("".join(text), tuple(row_ids), end, prompt, {p: torch.stack(a) for p, a in read.items() if a})
+        for text, row_ids, end, prompt, read in zip(texts, ids, ends, rows, kept, strict=True)
+    ]
+    return out if is_many(prompts) else out[0]
+
+
+def stream(
+    lm: ObservableLanguageModel,
+    prompts: Any,
+    sampling: Sampling | Sequence[Sampling] | None = None,
+    interventions: Mapping[str, Placed] | None = None,
+    *,
+    read_at: Sequence[str] = (),
+    compiled: bool = False,
+    entropy: bool = False,
+    **options: Any,
+) -> Iterator[Piece]:
+    """The same, piece by piece. With read_at, each piece waits for the pass that reads its token.
+
+    entropy: also run the unedited model beside, on the same tokens, and tell interventions its next-token entropy.
+    """
+    rows = lm.prompts(prompts)
+    asked = sampling_of(sampling, options, len(rows))
+    check_room(lm, rows)
+    writers = [_Row(lm, i, prompt, wish) for i, (prompt, wish) in enumerate(zip(rows, asked, strict=True))]
+    sampler = Sampler(asked, lm.device)
+    passes = _Passes(lm, dict(interventions or {}), tuple(read_at), entropy)
+    batch = Batch.of_prompts(rows, lm.pad_token, lm.device)
+    logits, _ = passes(batch)
+    with ExitStack() as held:  # the compiled step, where there is one, is this generation's until it ends
+        run: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] | None = None if compiled else passes
+        while True:
+            chosen = sampler(logits)
+            told = [w.push(token) for w, token in zip(writers, chosen.tolist(), strict=True) if not w.finish]
+            if not read_at:
+                yield from told
+            going = any(not w.finish for w in writers)
+            if not going and not read_at:
+                return
+            batch = _next(batch, chosen)
+            if run is None:
+                run = _compiled_or_eager(passes, batch, max(w.limit for w in writers), held)
+            logits, read = run(batch)
+            if read_at:
+                yield from (replace(p, activations={h: a[p.row, -1] for h, a in read.items()}) for p in told)
+                if not going:
+                    return
+
+
+def _compiled_or_eager(
+    passes: _Passes, batch: Batch, room: int, held: ExitStack
+) -> Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]:
+    """A compiled step; or the eager passes, with a warning that says why."""
+    lm, past = passes.lm, passes.past
+    assert past is not None
+    reason = why_not_compiled(lm, past, passes.interventions)
+    reason = reason or ("entropy bounds need a second, unedited pass" if passes.needs_entropy else None)
+    if reason:
+        warnings.warn(f"Decoding eagerly: {reason}.", stacklevel=4)
+        return passes
+    step = held.enter_context(compiled_step(lm, batch, past, room, passes.interventions, passes.read_at))
+    return lambda batch: step(batch.ids)
+
+
+class _Passes:
+    """Eager passes over a growing cache, with the interventions, the readers and the unedited twin."""
+
+    def __init__(self, lm: ObservableLanguageModel, interventions: dict[str, Any], read_at: tuple[str, ...], e: bool):
+        self.lm, self.interventions, self.read_at, self.needs_entropy = lm, interventions, read_at, e
+        self.past: Cache | None = None
+        self.twin: Cache | None = None
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        place = batch.place
+        if self.needs_entropy:
+            place = replace(place, entropy=self._entropy(batch))
+        read: dict[str, Tensor] = {}
+        taps = edit_taps(self.interventions, self.read_at, place, read)
+        logits, self.past = self.lm.run(batch, taps, self.past, use_cache=True)
+        return logits, read
+
+    def _entropy(self, batch: Batch) -> Tensor:
+        logits, self.twin = self.lm.run(batch, {}, self.twin, use_cache=True, all_logits=True)
+        log_p = logits.float().log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1)
+
+
+def edit_taps(
+    interventions: Mapping[str, Placed], read_at: Sequence[str], place: Place, read: dict[str, Tensor]
+) -> dict[str, list[Tap]]:
+    """Taps of one pass: first what is read (before any edit), then what is changed."""
+    taps: dict[str, list[Tap]] = {}
+    for point in read_at:
+        taps.setdefault(point, []).append(lambda flow, point=point: read.update({point: flow.detach().clone()}))
+    for point, intervention in interventions.items():
+        taps.setdefault(point, []).append(lambda flow, i=intervention: _changed(i.edit(flow, place)))
+    return taps
+
+
+def _changed(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _next(batch: Batch, chosen: Tensor) -> Batch:
+    """The chosen tokens as the next pass's batch."""
+    ids = chosen.unsqueeze(-1)
+    mask = torch.cat([batch.mask, torch.ones_like(ids, dtype=torch.bool)], -1)
+    return Batch(ids, mask, torch.full_like(ids, int(WRITTEN)), prompt=False)
+
+
+class _Row:
+    """One row's text, limit and end."""
+
+    def __init__(self, lm: ObservableLanguageModel, row: int, prompt: Prompt, wish: Sampling):
+        self.row, self.index, self.finish = row, -1, None
+        self.stop_tokens = stop_tokens(lm) | set(wish.stop_tokens)
+        self.limit = wish.max_new_tokens if not lm.context else min(wish.max_new_tokens, lm.context - len(prompt))
+        self.text = TextStream(lm.tokenizer, wish.stop) if lm.has_tokenizer else None
+
+    def push(self, token: int) -> Piece:
+        self.index += 1
+        shown = ""
+        if token in self.stop_tokens:
+            self.finish = "stop"
+        elif self.text:
+            shown = self.text.push(token)
+        if self.text and self.text.stopped:
+            self.finish = "stop"
+        if self.finish is None and self.index + 1 >= self.limit:
+            self.finish = "length"
+        if self.finish and self.text:
+            shown += self.text.finish()
+        if self.text and self.text.stopped:
+            self.finish = "stop"
+        return Piece(self.row, self.index, token, shown, self.finish)
+
+
+def stop_tokens(lm: ObservableLanguageModel) -> set[int]:
+    """The ids that end this model's turn, by its generation config and its tokenizer."""
+    said = getattr(lm.model.generation_config, "eos_token_id", None)
+    ids = said if isinstance(said, list) else [said]
+    if lm.has_tokenizer:
+        ids = [*ids, lm.tokenizer.eos_token_id]
+    return {int(i) for i in ids if i is not None}
+
+
+def sampling_of(sampling: Any, options: Mapping[str, Any], rows: int) -> list[Sampling]:
+    """One Sampling per row."""
+    if sampling is None:
+        sampling = Sampling.of(**options)
+    elif options:
+        raise BadInput("Give either `sampling` or its fields as keywords, not both.")
+    each = [sampling] * rows if isinstance(sampling, Sampling) else list(sampling)
+    if len(each) != rows:
+        raise BadInput(f"{len(each)} samplings for {rows} prompts: give one for all, or one each.")
+    return each
+
+
+def check_room(lm: ObservableLanguageModel, rows: Sequence[Prompt]) -> None:
+    """Raises TooLong for a prompt that leaves no room to write in."""
+    longest = max(map(len, rows), default=0)
+    if lm.context and longest >= lm.context:
+        raise TooLong(
+            f"The prompt has {longest:,} tokens; this model's context of {lm.context:,} leaves no room after."
+        )

@@ -1,0 +1,381 @@
+"""A language model that can be looked at and changed at any hook point, for one pass, and that keeps no trace of it.
+
+The one primitive is the model card's call:
+
+    logits, kv_cache, cache = lm.forward(inputs, cache_activations_at=[...], interventions={hook_point: f})
+
+and it does what the card's code means, on any Hugging Face causal model, with the batch kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.utils import logging as hf_logging
+
+from sparsight.errors import BadFile, BadInput, TooLong
+from sparsight.lm.batch import Batch, Place, Prompt
+from sparsight.lm.chat import chat_prompt, text_prompt
+from sparsight.lm.tap import Tap, find, tapped
+from sparsight.records import Kind
+
+Activations = Float[Tensor, "batch pos ..."]
+Intervention = Callable[[Tensor], Tensor | tuple[Tensor, Tensor | None]]
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """An intervention that wants to know which tokens it is given."""
+
+    def edit(self, activations: Tensor, place: Place) -> Tensor | tuple[Tensor, Tensor | None]:
+        """What shall flow on; with it, if not None, the direct effect to take off at the cleanup layer."""
+        ...
+
+
+class ObservableLanguageModel:
+    """Any Hugging Face causal language model.
+
+    model: a name on the hub, a folder, or a loaded model (then give its tokenizer too, where text is wanted).
+    device: None takes the GPU where there is one. dtype: None takes the checkpoint's own on a GPU and float32 on a
+    CPU. cleanup_intervention_layer: a later hook point at whose output the direct effect of every intervention is
+    taken off again, so that only its effect through the layers between remains.
+    Raises BadFile where the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        cleanup_intervention_layer: str | None = None,
+        revision: str | None = None,
+    ):
+        if isinstance(model, PreTrainedModel):
+            self.model = model if device is None and dtype is None else model.to(device=device, dtype=as_dtype(dtype))
+            self.name = model.config.name_or_path or type(model).__name__
+        else:
+            self.name = str(model)
+            self.model, loaded = load_pretrained(self.name, device, as_dtype(dtype), revision)
+            tokenizer = tokenizer or loaded
+        self.model.eval()
+        self._tokenizer = tokenizer
+        self.cleanup_intervention_layer = cleanup_intervention_layer
+        self.d_model = int(self.config.hidden_size)
+        self.compiled_steps: dict[Any, Any] = {}  # idle decode steps that lm/compiled.py keeps
+        accepted = inspect.signature(self.model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._takes_logits_to_keep = "logits_to_keep" in accepted
+
+    @property
+    def config(self) -> Any:
+        """The text part of the model's configuration."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer. Raises BadInput where the model was given without one."""
+        if self._tokenizer is None:
+            raise BadInput("This model came without a tokenizer: give `tokenizer=`, or token ids instead of text.")
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its input goes; a model spread over several GPUs begins here."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens it can read, prompt and answer together; None where its configuration does not say."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.model.parameters())
+        return f"ObservableLanguageModel({self.name}, {size / 1e6:,.1f}M parameters, {self.dtype}, {self.device})"
+
+    # ── one pass ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @torch.no_grad()
+    def forward(
+        self,
+        inputs: Any,
+        cache_activations_at: Sequence[str] | None = None,
+        interventions: Mapping[str, Intervention | Placed | None] | None = None,
+        use_cache: bool = True,
+        past_key_values: Cache | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        kinds: Int[Tensor, "batch pos"] | None = None,
+        all_logits: bool = False,
+    ) -> tuple[Float[Tensor, "batch vocabulary"], Cache | None, dict[str, Activations]]:
+        """One pass: (logits of each row's last token, KV cache, {hook point: activations}).
+
+        inputs: token ids [batch, pos] or [pos]; a text or a list of texts; a list of messages, or of chats; or the
+        tokenizer's BatchEncoding. Rows may be padded on either side, with an attention_mask.
+        cache_activations_at: hook points to read, [batch, pos, ...], as the rest of the model sees them: after the
+        interventions there.
+        interventions: hook point -> a function of its activations, [batch, pos, d] on all rows, that returns what
+        shall flow on, or (that, direct_effect). With `cleanup_intervention_layer` set, the direct effect is
+        subtracted at that layer's output; a function that returns no direct effect has the change it made, one
+        that returns None for it has none.
+        past_key_values: what an earlier call returned. It is not changed: the same cache may be continued twice.
+        all_logits: logits of every token, [batch, pos, vocabulary].
+        """
+        seen = None if past_key_values is None else seen_mask(past_key_values)
+        batch = self.batch(inputs, attention_mask, seen, kinds, prompt=past_key_values is None)
+        cache: dict[str, Tensor] = {}
+        taps: dict[str, list[Tap]] = {}
+        for point, intervention in (interventions or {}).items():
+            if intervention is not None:
+                self._intervene(taps, point, intervention, batch)
+        for point in cache_activations_at or ():
+            taps.setdefault(point, []).append(self._reader(cache, point, batch))
+        logits, past = self.run(batch, taps, branch(past_key_values), use_cache, all_logits)
+        return (batch.as_given(logits) if all_logits else logits), past, cache
+
+    @torch.no_grad()
+    def activations(self, inputs: Any, at: Sequence[str], attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """{hook point: activations [batch, pos, ...]}, running no more of the model than they need."""
+        batch = self.batch(inputs, attention_mask)
+        cache: dict[str, Tensor] = {}
+        self.run(batch, {point: [self._reader(cache, point, batch)] for point in at}, stop=True)
+        return cache
+
+    def width(self, hook_point: str) -> int:
+        """How many numbers per token flow at a hook point, by a pass over one token."""
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        return int(self.activations(ids, [hook_point])[hook_point].shape[-1])
+
+    def run(
+        self,
+        batch: Batch,
+        taps: Mapping[str, Sequence[Tap]],
+        past: Cache | None = None,
+        use_cache: bool = False,
+        all_logits: bool = False,
+        stop: bool = False,
+    ) -> tuple[Tensor, Cache | None]:
+        """The pass itself: (logits [batch, vocabulary] or [batch, pos, vocabulary], the cache, grown in place).
+
+        stop: end at the last tap; logits are then empty.
+        """
+        options: dict[str, Any] = {"position_ids": batch.positions} if self._takes_positions else {}
+        if self._takes_logits_to_keep and not all_logits:
+            options["logits_to_keep"] = 1
+        mask, logits = batch.mask.to(torch.int64), torch.empty(0)
+        with tapped(self.model, taps, stop):
+            out = self.model(
+                input_ids=batch.ids, attention_mask=mask, past_key_values=past, use_cache=use_cache, **options
+            )
+            past, logits = (out.past_key_values if use_cache else None), out.logits
+            logits = logits if all_logits else logits[:, -1]
+        if past is not None:
+            past.seen_mask = batch.mask  # type: ignore[attr-defined]  # which cached tokens are padding
+        return logits, past
+
+    def batch(
+        self,
+        inputs: Any,
+        attention_mask: Tensor | None = None,
+        seen: Tensor | None = None,
+        kinds: Tensor | None = None,
+        prompt: bool = True,
+    ) -> Batch:
+        """Whatever forward takes as a Batch on this model's device. Raises TooLong beyond the model's context."""
+        if isinstance(inputs, Mapping):
+            attention_mask = inputs.get("attention_mask") if attention_mask is None else attention_mask
+            inputs = inputs["input_ids"]
+        if isinstance(inputs, Tensor):
+            batch = Batch.of_tensor(inputs.to(self.device), attention_mask, seen, kinds)
+            batch = replace(batch, prompt=prompt)
+        else:
+            batch = Batch.of_prompts(self.prompts(inputs), self.pad_token, self.device)
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        if int(batch.ids.max()) >= vocabulary or int(batch.ids.min()) < 0:
+            raise BadInput(f"A token id lies outside this model's vocabulary (0 to {vocabulary - 1}).")
+        if self.context and batch.mask.shape[1] > self.context:
+            longest = int(batch.mask.sum(-1).max())
+            if longest > self.context:
+                raise TooLong(f"The prompt has {longest:,} tokens; this model's context holds {self.context:,}.")
+        return batch
+
+    @property
+    def pad_token(self) -> int:
+        """The id that fills rows; it is masked, so any will do."""
+        token = None if self._tokenizer is None else self._tokenizer.pad_token_id
+        return 0 if token is None else int(token)
+
+    def prompts(self, inputs: Any) -> list[Prompt]:
+        """A text, a chat (list of messages), token ids, a Prompt, or a list of these, as Prompts."""
+        return [self.prompt(one) for one in (inputs if is_many(inputs) else [inputs])]
+
+    def prompt(self, one: Any, **template: Any) -> Prompt:
+        """One text, chat, Prompt or list of token ids as a Prompt. template: keywords for the chat template."""
+        if isinstance(one, Prompt):
+            return one
+        if isinstance(one, str):
+            return text_prompt(self.tokenizer, one)
+        if isinstance(one, Sequence) and one and all(isinstance(t, int) for t in one):
+            return Prompt(tuple(one), (Kind.PROMPT | Kind.TEXT,) * len(one))
+        return chat_prompt(self.tokenizer, one, **template)
+
+    def _reader(self, cache: dict[str, Tensor], point: str, batch: Batch) -> Tap:
+        def read(flow: Tensor) -> None:
+            cache[point] = batch.as_given(flow).detach().clone()
+
+        return read
+
+    def _intervene(self, taps: dict[str, list[Tap]], point: str, intervention: Any, batch: Batch) -> None:
+        """Taps that run one intervention and, where a cleanup layer is set, take its direct effect off there."""
+        cleanup, direct = self.cleanup_intervention_layer, []
+
+        def change(flow: Tensor) -> Tensor | None:
+            if isinstance(intervention, Placed):
+                return after_edit(flow, intervention.edit(flow, batch.place), lambda t: t)
+            given = batch.as_given(flow)
+            return after_edit(given, intervention(given), batch.as_run)
+
+        def after_edit(given: Tensor, out: Any, as_run: Callable[[Tensor], Tensor]) -> Tensor | None:
+            after, effect = out if isinstance(out, tuple) else (out, out - given if cleanup else None)
+            if not isinstance(after, Tensor) or after.shape != given.shape:
+                shape = list(after.shape) if isinstance(after, Tensor) else type(after).__name__
+                raise BadInput(f"The intervention at '{point}' must return {list(given.shape)}; it returned {shape}.")
+            if effect is not None:
+                direct.append(as_run(effect))
+            return None if after is given else as_run(after).to(given)
+
+        def clean(flow: Tensor) -> Tensor | None:
+            if not reached:
+                raise BadInput(f"The cleanup layer '{cleanup}' runs before '{point}': it must come after it.")
+            return flow - direct[0].to(flow) if direct else None
+
+        reached: list[bool] = []
+        taps.setdefault(point, []).extend([lambda flow: reached.append(True), change])
+        if cleanup:
+            find(self.model, cleanup)
+            taps.setdefault(cleanup, []).append(clean)
+
+    def generate(self, prompts: Any, *args: Any, **options: Any) -> Any:
+        """Write on from a prompt or several: see `sparsight.lm.generate.generate`, whose arguments it takes."""
+        from sparsight.lm.generate import generate
+
+        return generate(self, prompts, *args, **options)
+
+    # ── neighbours ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def nnsight(self) -> Any:
+        """The wrapped nnsight model over the same weights. Needs the extra `sparsight[nnsight]`."""
+        from sparsight.lm.nnsight import wrap
+
+        return wrap(self)
+
+
+def load_pretrained(
+    name: str, device: str | torch.device | None, dtype: torch.dtype | None, revision: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Model and tokenizer from a folder or the hub; the tokenizer is None where there is none beside the model."""
+    target = torch.device(device) if device is not None else best_device()
+    if dtype is None:
+        dtype = torch.float32 if target.type == "cpu" else "auto"  # type: ignore[assignment]
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise BadFile(f"No model at '{name}': there is no such folder.")
+    try:
+        with no_progress_bar():
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision)
+        model = model.to(target)
+    except Exception as error:  # whatever any of transformers' loaders raises about a file
+        raise BadFile(f"Cannot load the model '{name}': {first_line(error)}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except Exception as error:
+        if Path(name).is_dir() and not list(Path(name).glob("*tokenizer*")):
+            return model, None
+        raise BadFile(f"Cannot load the tokenizer of '{name}': {first_line(error)}") from error
+    return model, tokenizer
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Without transformers' bar over the weights; a download still shows its own."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+def best_device() -> torch.device:
+    """The GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A torch dtype from itself or its name."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise BadInput(f"No dtype {dtype!r}. There are, for example: bfloat16, float16, float32.")
+    return found
+
+
+def is_many(inputs: Any) -> bool:
+    """Whether this is a list of prompts, rather than one (a text, a chat, a list of token ids)."""
+    if not isinstance(inputs, (list, tuple)):
+        return False
+    first = inputs[0] if inputs else None
+    return not inputs or isinstance(first, (str, Prompt, list, tuple))
+
+
+def seen_mask(past: Cache) -> Tensor:
+    """Which of the cached tokens are real, [batch, seen]; all of them, in a cache that did not come from here."""
+    known = getattr(past, "seen_mask", None)
+    if known is not None:
+        return known
+    keys = past.layers[0].keys
+    assert keys is not None
+    return torch.ones(keys.shape[0], past.get_seq_length(), dtype=torch.bool, device=keys.device)
+
+
+def branch(past: Cache | None) -> Cache | None:
+    """A cache that grows without touching the one it came from. Costs no copy of tensors where appending makes new
+    ones, as transformers' dynamic layers do."""
+    if past is None:
+        return None
+    out = copy.copy(past)
+    plain = all(isinstance(layer, DynamicLayer) for layer in past.layers)
+    out.layers = [copy.copy(layer) if plain else copy.deepcopy(layer) for layer in past.layers]
+    return out
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

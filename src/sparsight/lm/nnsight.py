@@ -1,0 +1,17 @@
+"""The bridge to nnsight: the same weights, for people who like to write interventions in its `trace`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsight.errors import Missing
+from sparsight.lm.lm import ObservableLanguageModel
+
+
+def wrap(lm: ObservableLanguageModel) -> Any:
+    """nnsight's LanguageModel around the model that is loaded already; nothing is copied."""
+    try:
+        from nnsight import LanguageModel
+    except ImportError as error:
+        raise Missing("nnsight is not installed: pip install 'sparsight[nnsight]'.") from error
+    return LanguageModel(lm.model, tokenizer=lm.tokenizer)

@@ -1,0 +1,57 @@
+"""Choosing the next token, row by row: greedy, or drawn from what temperature, top_k, top_p and min_p leave.
+
+Each row draws one number a step from its own generator and looks it up in its own cumulative distribution, so its
+text depends on its own logits and its own seed, and on nothing else in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparsight.records import Sampling
+
+
+class Sampler:
+    """Chooses for rows of requests; holds each row's generator. Filters act in transformers' order and sense."""
+
+    def __init__(self, rows: Sequence[Sampling], device: torch.device):
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, device=device, dtype=torch.float32).unsqueeze(-1)
+
+        self.greedy = torch.tensor([r.temperature == 0 for r in rows], device=device)
+        self.all_greedy = all(r.temperature == 0 for r in rows)
+        self.temperature = column([r.temperature or 1.0 for r in rows])
+        self.top_k = column([r.top_k or np.inf for r in rows])
+        self.top_p, self.min_p = column([r.top_p for r in rows]), column([r.min_p for r in rows])
+        self.generators = [np.random.default_rng(r.seed % 2**64) for r in rows]
+
+    @torch.no_grad()
+    def __call__(self, logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
+        """The next token of every row."""
+        likeliest = logits.argmax(-1)
+        if self.all_greedy:
+            return likeliest
+        kept, tokens = self.filtered(logits)
+        draw = torch.tensor([g.random() for g in self.generators], device=logits.device, dtype=torch.float64)
+        reach = kept.double().cumsum(-1)
+        place = torch.searchsorted(reach, (draw.unsqueeze(-1) * reach[:, -1:]), right=True)
+        place = place.clamp_max((kept > 0).sum(-1, keepdim=True) - 1)  # rounding must not reach past the kept ones
+        return torch.where(self.greedy, likeliest, tokens.gather(-1, place).squeeze(-1))
+
+    def filtered(
+        self, logits: Float[Tensor, "batch vocabulary"]
+    ) -> tuple[Float[Tensor, "batch vocabulary"], Int[Tensor, "batch vocabulary"]]:
+        """(probabilities, likeliest first, 0 where filtered out and not renormalised; the token ids in that order)."""
+        ranked = (logits.float() / self.temperature).sort(dim=-1, descending=True, stable=True)
+        scores = ranked.values
+        rank = torch.arange(scores.shape[-1], device=logits.device)
+        last = scores.gather(-1, (self.top_k.clamp_max(scores.shape[-1]) - 1).long())
+        probability = (scores.masked_fill(scores < last, -torch.inf)).softmax(-1)
+        before = probability.cumsum(-1) - probability
+        probability = probability * ((before < self.top_p) | (rank == 0))
+        return probability * (probability >= self.min_p * probability[:, :1]), ranked.indices

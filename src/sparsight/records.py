@@ -1,0 +1,129 @@
+"""What travels: frozen plain data, without torch. Edits and conditions have a file of their own, edits.py."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sparsight.errors import BadInput
+
+
+class Kind(enum.IntFlag):
+    """What a token is. A token has several: a word of the user's is USER and PROMPT."""
+
+    BOS = enum.auto()  # the first token of all, where much of a model's attention rests
+    TEMPLATE = enum.auto()  # what the chat template adds around the messages
+    SYSTEM = enum.auto()
+    USER = enum.auto()
+    ASSISTANT = enum.auto()
+    TOOL = enum.auto()
+    TEXT = enum.auto()  # of a plain text, that is no chat
+    PROMPT = enum.auto()  # given to the model
+    GENERATED = enum.auto()  # written by the model
+
+
+SPECIAL = Kind.BOS | Kind.TEMPLATE
+ROLES = {"system": Kind.SYSTEM, "user": Kind.USER, "assistant": Kind.ASSISTANT, "tool": Kind.TOOL}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a chat. role: system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise BadInput(f"No role {self.role!r}. A message is by one of: {', '.join(ROLES)}.")
+        if not isinstance(self.content, str):
+            raise BadInput(f"A message's content is text, not {type(self.content).__name__}.")
+
+    @classmethod
+    def of(cls, message: Message | Mapping[str, Any]) -> Message:
+        """From OpenAI's form, {"role": ..., "content": ...}."""
+        if isinstance(message, Message):
+            return message
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise BadInput(f'A message is {{"role": ..., "content": ...}}, not {message!r}.')
+        return cls(message["role"], message["content"])
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen, and when to stop. Applied in this order, as in transformers.
+
+    max_new_tokens: at most so many. temperature: 0 takes the likeliest token. top_k: 0 keeps all. top_p: smallest
+    set with this probability. min_p: at least this share of the likeliest token's probability. seed: the same seed
+    gives the same text, whatever else is in the batch. stop: strings that end the text and are not part of it.
+    stop_tokens: token ids that end it, besides the model's own.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+        bounds: dict[str, tuple[float, float]] = {
+            "max_new_tokens": (1, math.inf),
+            "temperature": (0, 100),
+            "top_k": (0, math.inf),
+            "top_p": (0, 1),
+            "min_p": (0, 1),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise BadInput(f"{name} must be a number from {low} to {high}, not {value!r}.")
+        if not all(self.stop):
+            raise BadInput("A stop string must not be empty.")
+
+    @classmethod
+    def of(cls, **options: Any) -> Sampling:
+        """From keywords; an unknown one is refused by name."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise BadInput(f"No sampling option {name!r}. There are: {', '.join(known)}.")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that an edit acted: what was done to one row of a batch.
+
+    controller: fingerprint of the Controller. touched: tokens whose residual was changed. seen: tokens that flowed
+    through the hook point. change: mean over the touched tokens of |change| / |residual|.
+    """
+
+    controller: str
+    hook_point: str
+    touched: int
+    seen: int
+    change: float
+
+    def __str__(self) -> str:
+        share = f"{self.touched} of {self.seen} tokens at {self.hook_point}"
+        return f"edit {self.controller}: changed {share}, by {self.change:.1%} of the residual on average"
+
+
+@dataclass(frozen=True)
+class TokenRead:
+    """One token and the features active there: (feature, activation) pairs, strongest first."""
+
+    id: int
+    text: str
+    kind: Kind
+    features: tuple[tuple[int, float], ...] = field(default=())

@@ -1,0 +1,1 @@
+"""The second machine: a sparse autoencoder, its sparse codes, its files."""

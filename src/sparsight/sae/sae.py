@@ -1,0 +1,374 @@
+"""A sparse autoencoder: residual in, a few active features, residual out.
+
+    features = activation(x @ W_encᵀ + b_enc)        x − b_dec in place of x, where `apply_b_dec_to_input`
+    x_hat    = features @ W_dec + b_dec
+
+Both matrices are stored by feature, [feature, d_in], so that the rows of a few features are gathered contiguously.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sparsight.errors import BadInput, NoFeature
+from sparsight.sae.activation import ACTIVATIONS, pointwise, topk
+from sparsight.sae.codes import Codes, no_feature
+
+NORMALIZATIONS = ("none", "layer_norm", "constant_norm")
+ENCODE_MEMORY = 256 * 2**20  # bytes of dense work that encode_codes may hold at once
+
+
+@dataclass(frozen=True)
+class SaeConfig:
+    """What an SAE is, beside its weights.
+
+    normalization: what is done to x before encoding and undone after decoding. "layer_norm": subtract the token's
+    mean, divide by its standard deviation; "constant_norm": scale the token to norm sqrt(d_in). A fixed scale for
+    all tokens needs no word here: readers fold it into the weights.
+    """
+
+    d_in: int
+    d_hidden: int
+    activation: str = "relu"
+    k: int | None = None
+    apply_b_dec_to_input: bool = False
+    normalization: str = "none"
+    model: str | None = None
+    model_revision: str | None = None
+    hook_point: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise BadInput(f"No activation {self.activation!r}. There are: {', '.join(ACTIVATIONS)}.")
+        if self.normalization not in NORMALIZATIONS:
+            raise BadInput(f"No normalization {self.normalization!r}. There are: {', '.join(NORMALIZATIONS)}.")
+        if self.activation == "topk" and not (self.k and 0 < self.k <= self.d_hidden):
+            raise BadInput(f"A topk SAE needs k between 1 and {self.d_hidden}, not {self.k}.")
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """All that is needed to compute, and to change, a few features without the rest of the SAE; float32 at least.
+
+    encoder, decoder: [..., feature, d_in]; bias, threshold, gain, shift: [..., feature], as in activation.py, with
+    the subtraction of b_dec folded into the bias.
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    bias: Tensor
+    threshold: Tensor
+    gain: Tensor
+    shift: Tensor
+
+
+class SparseAutoEncoder(nn.Module):
+    """One SAE of any of the five activations (relu, topk, batchtopk, jumprelu, gated).
+
+    Parameters: W_enc, W_dec [d_hidden, d_in]; b_enc [d_hidden]; b_dec [d_in]; jumprelu and batchtopk add
+    threshold [d_hidden]; gated adds r_mag and b_mag [d_hidden], and b_enc is then the gate's bias.
+    `scale` [d_hidden], float32 or None: each feature's typical top activation, the unit of "feature units".
+
+    The first four arguments are the model card's; a state dict with the card's names (`encoder_linear.weight`, ...)
+    loads as it is.
+    """
+
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    scale: Tensor | None
+
+    def __init__(
+        self,
+        d_in: int,
+        d_hidden: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        *,
+        activation: str = "relu",
+        **more: Any,
+    ):
+        super().__init__()
+        self.config = SaeConfig(d_in, d_hidden, activation, **more)
+        self._fingerprint: str | None = None
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape, device=device, dtype=dtype), requires_grad=False)
+
+        self.W_enc, self.W_dec = parameter(d_hidden, d_in), parameter(d_hidden, d_in)
+        self.b_enc, self.b_dec = parameter(d_hidden), parameter(d_in)
+        if activation in ("jumprelu", "batchtopk"):
+            self.threshold = parameter(d_hidden)
+        if activation == "gated":
+            self.r_mag, self.b_mag = parameter(d_hidden), parameter(d_hidden)
+        self.register_buffer("scale", None)
+        self.register_load_state_dict_pre_hook(_from_card_names)
+
+    @classmethod
+    def from_tensors(
+        cls, config: SaeConfig, tensors: dict[str, Tensor], check: bool = True, **to: Any
+    ) -> SparseAutoEncoder:
+        """An SAE around tensors that exist already: no copy where device and dtype agree.
+
+        tensors: the parameters' names -> tensors; "scale" may be among them. check: look at every value for NaN and
+        infinity. to: device, dtype of the SAE.
+        Raises BadInput where a tensor is missing, surplus, of another shape or not finite.
+        """
+        sae = cls(config.d_in, config.d_hidden, device="meta", activation=config.activation, k=config.k)
+        sae.config = config
+        wanted = dict(sae.named_parameters())
+        given = {name: tensor for name, tensor in tensors.items() if name != "scale"}
+        if wanted.keys() != given.keys():
+            missing, surplus = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+            raise BadInput(f"A {config.activation} SAE: missing tensors {missing}, surplus tensors {surplus}.")
+        for name, tensor in given.items():
+            if tensor.shape != wanted[name].shape:
+                shapes = f"is {list(tensor.shape)}, must be {list(wanted[name].shape)}"
+                raise BadInput(f"SAE tensor {name} {shapes}.")
+            if check and not torch.isfinite(tensor).all():
+                raise BadInput(f"SAE tensor {name} holds values that are not finite.")
+        scale = tensors.get("scale")
+        if scale is not None and scale.shape != (config.d_hidden,):
+            raise BadInput(f"SAE tensor scale is {list(scale.shape)}, must be [{config.d_hidden}].")
+        for name, tensor in given.items():
+            setattr(sae, name, nn.Parameter(tensor.to(**to), requires_grad=False))
+        sae.scale = None if scale is None else scale.to(device=sae.device, dtype=torch.float32)
+        return sae
+
+    d_in = property(lambda self: self.config.d_in)
+    d_hidden = property(lambda self: self.config.d_hidden)
+    device = property(lambda self: self.W_enc.device)
+    dtype = property(lambda self: self.W_enc.dtype)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content (activation, shapes, weights as stored): what labels and edits belong to."""
+        if self._fingerprint is None:
+            self._fingerprint = content_hash(self.config, dict(self.named_parameters()))
+        return self._fingerprint
+
+    def extra_repr(self) -> str:
+        c = self.config
+        return f"{c.d_in:,} -> {c.d_hidden:,} {c.activation}, {c.hook_point or 'no hook point'}, {self.fingerprint}"
+
+    # ── the maths ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def encode(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token feature"]:
+        """Dense features of x, in the SAE's dtype. For more than a few tokens, see `encode_codes`."""
+        x, _, _ = self.normalize(self._checked(x))
+        return self._activate(self._pre(x))
+
+    def decode(self, features: Float[Tensor, "*token feature"] | Codes) -> Float[Tensor, "*token d_in"]:
+        """x_hat of dense features or of Codes (a sparse sum of decoder rows).
+
+        An SAE that normalises its input cannot know here what to undo: x_hat is then in normalised units. `forward`
+        undoes it.
+        """
+        if isinstance(features, Codes):
+            weights = features.values.to(self.dtype)
+            rows, offsets = features.features.long(), features.offsets[:-1]
+            return F.embedding_bag(rows, self.W_dec, offsets, mode="sum", per_sample_weights=weights) + self.b_dec
+        return features.to(self.dtype) @ self.W_dec + self.b_dec
+
+    def forward(self, x: Float[Tensor, "*token d_in"]) -> tuple[Tensor, Float[Tensor, "*token feature"]]:
+        """The reconstruction and the features, in this order, as on the model card."""
+        x, mean, size = self.normalize(self._checked(x))
+        features = self._activate(self._pre(x))
+        x_hat = self.decode(features)
+        return (x_hat if size is None else x_hat * size + mean), features
+
+    def encode_codes(self, x: Float[Tensor, "*token d_in"], memory: int = ENCODE_MEMORY) -> Codes:
+        """Features of x straight in their sparse form, in blocks of tokens and features.
+
+        memory: bytes of dense work held at any moment, besides x, the weights and the result. The dense
+        [token, feature] matrix never exists: 8,192 tokens of 65,536 features would be 1 GiB in bf16.
+        Leading axes are flattened: token = row-major index over them.
+        """
+        x, _, _ = self.normalize(self._checked(x).reshape(-1, self.d_in))
+        per_entry = 4 * self.dtype.itemsize + 25  # pre, value and two temporaries; a mask; indices if all are active
+        entries = max(memory // per_entry, 1)
+        tokens = max(1, min(len(x), entries // min(self.d_hidden, 1024)))
+        width = max(1, min(self.d_hidden, entries // tokens))
+        find = self._strongest_pairs if self.config.activation == "topk" else self._active_pairs
+        pairs = [(start, *find(x[start : start + tokens], width)) for start in range(0, len(x), tokens)]
+        if not pairs:
+            return Codes.from_dense(x.new_zeros(0, self.d_hidden))
+        token = torch.cat([t + start for start, t, _, _ in pairs])
+        feature, value = torch.cat([f for _, _, f, _ in pairs]), torch.cat([v for _, _, _, v in pairs])
+        return Codes.from_pairs(token, feature, value, len(x), self.d_hidden)
+
+    def encode_features(
+        self, x: Float[Tensor, "*token d_in"], indices: Sequence[int] | Int[Tensor, " k"]
+    ) -> Float[Tensor, "*token k"]:
+        """Just these features, from their encoder rows alone, in float32 at least (topk reads the whole encoder)."""
+        indices = self.checked_indices(indices)
+        x, _, _ = self.normalize(self._checked(x))
+        if self.config.activation == "topk":
+            return pick(*self.strongest(x), indices)
+        return evaluate(x, self.rows(indices))
+
+    def rows(self, indices: Sequence[int] | Int[Tensor, " k"]) -> FeatureRows:
+        """The rows of these features. Raises NoFeature for an index that this SAE does not have."""
+        indices = self.checked_indices(indices)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        encoder, bias = self.W_enc[indices].to(wide), self.b_enc[indices].to(wide)
+        threshold, gain, shift = torch.zeros_like(bias), torch.ones_like(bias), torch.zeros_like(bias)
+        if hasattr(self, "threshold"):
+            threshold = self.threshold[indices].to(wide)
+        if self.config.apply_b_dec_to_input:
+            bias = bias - encoder @ self.b_dec.to(wide)
+        if self.config.activation == "gated":
+            gain = self.r_mag[indices].to(wide).exp()
+            shift = self.b_mag[indices].to(wide) - gain * self.b_enc[indices].to(wide)
+        return FeatureRows(encoder, self.W_dec[indices].to(wide), bias, threshold, gain, shift)
+
+    def checked_indices(self, indices: Sequence[int] | Int[Tensor, " k"]) -> Int[Tensor, " k"]:
+        """Feature indices as a tensor on the SAE's device. Raises NoFeature for one that this SAE does not have."""
+        out = torch.as_tensor(indices, dtype=torch.int64)
+        if len(out) and not 0 <= int(out.min()) <= int(out.max()) < self.d_hidden:
+            worst = int(out.min()) if int(out.min()) < 0 else int(out.max())
+            raise NoFeature(no_feature(worst, self.d_hidden))
+        return out.to(self.device)
+
+    def strongest(
+        self, x: Float[Tensor, "*token d_in"], width: int | None = None
+    ) -> tuple[Float[Tensor, "*token top"], Int[Tensor, "*token top"]]:
+        """For a topk SAE: (values, feature indices) of the k features that pass at each token of normalised x.
+
+        width: how many features are computed at once. Values may be zero, where fewer than k are above zero.
+        """
+        k, best, index = self.config.k or 0, None, None
+        for low in range(0, self.d_hidden, width or self.d_hidden):
+            pre = self._pre(x, low, low + (width or self.d_hidden))
+            block = pre.topk(min(k, pre.shape[-1]), dim=-1)
+            values, indices = block.values, block.indices + low
+            if best is not None and index is not None:
+                values, indices = torch.cat([best, values], -1), torch.cat([index, indices], -1)
+                kept = values.topk(min(k, values.shape[-1]), dim=-1)
+                values, indices = kept.values, indices.gather(-1, kept.indices)
+            best, index = values, indices
+        assert best is not None
+        assert index is not None
+        return torch.relu(best), index
+
+    def normalize(self, x: Float[Tensor, "*token d_in"]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(x as the encoder reads it, the mean and the size to undo it: x = read * size + mean); None where unused."""
+        kind = self.config.normalization
+        if kind == "none":
+            return x, None, None
+        if kind == "constant_norm":
+            size = x.norm(dim=-1, keepdim=True) / self.d_in**0.5
+            return x / size, torch.zeros_like(size), size
+        mean, size = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+        return (x - mean) / (size + 1e-5), mean, size
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.d_in:
+            raise BadInput(f"This SAE reads {self.d_in:,} numbers per token; it was given {x.shape[-1]:,}.")
+        return x.to(self.dtype)
+
+    def _pre(self, x: Tensor, low: int = 0, high: int | None = None) -> Tensor:
+        if self.config.apply_b_dec_to_input:
+            x = x - self.b_dec
+        return F.linear(x, self.W_enc[low:high], self.b_enc[low:high])
+
+    def _activate(self, pre: Tensor, low: int = 0, high: int | None = None) -> Tensor:
+        c, part = self.config, slice(low, high)
+        if c.activation == "topk":
+            assert c.k is not None
+            return topk(pre, c.k)
+        if c.activation == "gated":
+            gain = self.r_mag[part].exp()
+            return pointwise(pre, gain=gain, shift=self.b_mag[part] - gain * self.b_enc[part])
+        return pointwise(pre, threshold=self.threshold[part] if hasattr(self, "threshold") else None)
+
+    def _active_pairs(self, x: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(token, feature, value) of all active features of a block of tokens, `width` features at a time."""
+        found = []
+        for low in range(0, self.d_hidden, width):
+            value = self._activate(self._pre(x, low, low + width), low, low + width)
+            token, feature = value.nonzero(as_tuple=True)
+            found.append((token, feature + low, value[token, feature]))
+        token, feature, value = (torch.cat(column) for column in zip(*found, strict=True))
+        return token, feature, value
+
+    def _strongest_pairs(self, x: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for topk."""
+        values, indices = self.strongest(x, width)
+        token, place = values.nonzero(as_tuple=True)
+        return token, indices[token, place], values[token, place]
+
+    def altered(self, scale: Float[Tensor, " feature"] | None = None, **changes: Any) -> SparseAutoEncoder:
+        """The same SAE (same weights in memory) with other feature units, or other words in its config."""
+        scale = self.scale if scale is None else scale
+        tensors = dict(self.named_parameters()) | ({} if scale is None else {"scale": scale})
+        out = SparseAutoEncoder.from_tensors(replace(self.config, **changes), tensors, check=False)
+        out._fingerprint = self.fingerprint
+        return out
+
+    def moved(self, device: torch.device | str, dtype: torch.dtype) -> SparseAutoEncoder:
+        """The same SAE on a device, all parameters in one dtype; its fingerprint stays that of the stored content."""
+        tensors = {name: p.to(device=device, dtype=dtype) for name, p in self.named_parameters()}
+        out = SparseAutoEncoder.from_tensors(self.config, tensors, check=False)
+        out.scale = None if self.scale is None else self.scale.to(device=device, dtype=torch.float32)
+        out._fingerprint = self.fingerprint
+        return out
+
+
+def evaluate(x: Float[Tensor, "*token d_in"], rows: FeatureRows) -> Float[Tensor, "*token k"]:
+    """Features of normalised x from their rows alone, in the rows' dtype: [*token, d_in] with [..., k, d_in]."""
+    pre = x.to(rows.encoder.dtype) @ rows.encoder.transpose(-1, -2) + rows.bias
+    return pointwise(pre, rows.threshold, rows.gain, rows.shift)
+
+
+def pick(
+    values: Float[Tensor, "*token top"], indices: Int[Tensor, "*token top"], wanted: Int[Tensor, "*#token k"]
+) -> Float[Tensor, "*token k"]:
+    """Of each token's (value, feature index) pairs, the values of the wanted features; 0 for one that is not there."""
+    hit = indices.unsqueeze(-2) == wanted.unsqueeze(-1)
+    return (hit * values.unsqueeze(-2)).sum(-1)
+
+
+def content_hash(config: SaeConfig, tensors: dict[str, Tensor]) -> str:
+    """16 hex digits of a SHA-256 over what the SAE computes: activation, k, normalisation, and every weight's bytes."""
+    digest = hashlib.sha256()
+    said = (config.activation, config.k, config.apply_b_dec_to_input, config.normalization)
+    digest.update(repr(said).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous().cpu()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.view(torch.uint8).numpy()))
+    return digest.hexdigest()[:16]
+
+
+CARD_NAMES = {
+    "encoder_linear.weight": "W_enc",
+    "encoder_linear.bias": "b_enc",
+    "decoder_linear.weight": "W_dec",
+    "decoder_linear.bias": "b_dec",
+}
+
+
+def from_card_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in the model card's names and layout, in ours: the decoder is stored by feature."""
+    renamed = {CARD_NAMES.get(name, name): tensor for name, tensor in state.items()}
+    if "decoder_linear.weight" in state:
+        renamed["W_dec"] = state["decoder_linear.weight"].T.contiguous()
+    return renamed
+
+
+def _from_card_names(_module: nn.Module, state: dict[str, Tensor], *_: Any) -> None:
+    if CARD_NAMES.keys() & state.keys():
+        renamed = from_card_names(state)
+        state.clear()
+        state.update(renamed)

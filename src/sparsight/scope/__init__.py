@@ -1,0 +1,1 @@
+"""The instrument: a model with an SAE attached."""

@@ -1,0 +1,75 @@
+"""The front door: a model and its SAE, by name."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from sparsight.errors import BadFile, BadInput, Mismatch
+from sparsight.lm.lm import ObservableLanguageModel
+from sparsight.sae.disk import read_json
+from sparsight.sae.files import load_sae
+from sparsight.sae.sae import SparseAutoEncoder
+from sparsight.scope.scope import Scope
+
+
+def load(
+    model: str | Path | PreTrainedModel | ObservableLanguageModel = "demo",
+    sae: str | Path | SparseAutoEncoder | None = None,
+    *,
+    hook_point: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    tokenizer: Any = None,
+) -> Scope:
+    """A Scope.
+
+    model: "demo", the small model inside the package, with its SAE and labels; else a name on the hub, a folder, a
+    loaded model. sae: a file, a folder, a repository or an SAE; needed for every model but the demo.
+    hook_point: where the SAE reads; None takes what the SAE says. device, dtype: see ObservableLanguageModel.
+    """
+    labels: dict[int, str] = {}
+    if isinstance(model, str) and model == "demo":
+        folder = demo_folder()
+        model = folder / "model"
+        if sae is None:
+            sae, labels = folder / "sae", read_labels(folder / "labels.json")
+    if sae is None:
+        raise BadInput("Which SAE? Give sae=: a folder, the model card's .pth, a repository on the hub, or an SAE.")
+    if not isinstance(sae, SparseAutoEncoder):
+        sae = load_sae(sae)
+    lm = model if isinstance(model, ObservableLanguageModel) else None
+    lm = lm or ObservableLanguageModel(model, device, dtype, tokenizer=tokenizer)  # type: ignore[arg-type]
+    check_made_for(sae, lm)
+    return Scope(lm, sae, hook_point, labels)
+
+
+def demo_folder() -> Path:
+    """Where the embedded demo lies. Raises BadFile where this installation came without it."""
+    folder = Path(str(files("sparsight"))) / "demo"
+    if not (folder / "model" / "config.json").exists():
+        raise BadFile(f"This installation has no embedded demo: '{folder}' is empty. `demo/` of the sources builds it.")
+    return folder
+
+
+def read_labels(path: Path) -> dict[int, str]:
+    """Feature index -> label, from a labels file."""
+    if not path.exists():
+        return {}
+    return {int(index): entry["label"] for index, entry in read_json(path)["labels"].items()}
+
+
+def check_made_for(sae: SparseAutoEncoder, lm: ObservableLanguageModel) -> None:
+    """Raises Mismatch where the SAE names another model and the sizes show that it is right about that."""
+    made_for = sae.config.model
+    if (
+        made_for
+        and sae.d_in != lm.d_model
+        and sae.config.hook_point in {f"model.layers.{i}" for i in range(lm.n_layers)}
+    ):
+        sizes = f"it reads {sae.d_in:,} numbers, '{lm.name}' has {lm.d_model:,}"
+        raise Mismatch(f"This SAE was made for '{made_for}', not for this model: {sizes}.")

@@ -1,0 +1,242 @@
+"""The instrument: a model with an SAE attached. Read what fires, write, write otherwise.
+
+scope = sparsight.load("demo")
+scope.read("Once upon a time")                       which features fire, token by token
+scope.chat(messages, edits=f[27].nudge(0.6))         words, and the receipt of the edit
+scope.compare(messages, edits)                       unsteered and steered, in one batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sparsight.edits import Controller, Edits
+from sparsight.errors import BadInput, Mismatch
+from sparsight.lm.batch import Prompt
+from sparsight.lm.generate import Piece, sampling_of, stream
+from sparsight.lm.lm import ObservableLanguageModel, is_many
+from sparsight.lm.tap import find
+from sparsight.records import Receipt, Sampling
+from sparsight.sae.codes import Codes
+from sparsight.sae.sae import SparseAutoEncoder
+from sparsight.scope.features import Features
+from sparsight.scope.reading import Reading
+from sparsight.scope.steering import Steering
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a reply while it is written.
+
+    features: the active features of this token, strongest first, before any edit, where asked for. events: names
+    that came true at it. finish: None, "stop" or "length".
+    """
+
+    row: int
+    index: int
+    id: int
+    text: str
+    finish: str | None = None
+    features: tuple[tuple[int, float], ...] = ()
+    events: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was written. ids hold every token, a final stop token too; codes, where reading was asked for, one row
+    for each of them. receipt is None where there was no edit."""
+
+    text: str
+    finish: str
+    ids: tuple[int, ...]
+    prompt_tokens: int
+    receipt: Receipt | None = None
+    events: tuple[str, ...] = ()
+    codes: Codes | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt, written on without and with the edits, in one batch."""
+
+    plain: Reply
+    steered: Reply
+
+    def __str__(self) -> str:
+        return f"plain:   {self.plain.text}\nsteered: {self.steered.text}\n{self.steered.receipt}"
+
+
+class Scope:
+    """A model and the SAE that reads it.
+
+    hook_point: where; None takes the SAE's own. labels: feature index -> words. Raises Mismatch where the SAE was
+    made for another width, NoHookPoint for a place that the model does not have.
+    """
+
+    def __init__(
+        self,
+        lm: ObservableLanguageModel,
+        sae: SparseAutoEncoder,
+        hook_point: str | None = None,
+        labels: Mapping[int, str] | None = None,
+    ):
+        point = hook_point or sae.config.hook_point
+        if point is None:
+            todo = "say where it reads: hook_point='model.layers.19'"
+            raise BadInput(f"This SAE does not say which hook point it was trained on: {todo}.")
+        module, _ = find(lm.model, point)
+        width = lm.width(point)
+        if width != sae.d_in:
+            raise Mismatch(f"This SAE reads {sae.d_in:,} numbers; '{point}' of this model gives {width:,}.")
+        device = next((p.device for p in module.parameters()), lm.device)
+        self.lm, self.hook_point = lm, point
+        self.sae = sae if (sae.device, sae.dtype) == (device, lm.dtype) else sae.moved(device, lm.dtype)
+        self.features = Features(self.sae, labels)
+
+    def __repr__(self) -> str:
+        return f"Scope({self.lm.name}, {self.hook_point}, {self.sae.d_hidden:,} features)"
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @torch.no_grad()
+    def read(self, inputs: Any, **template: Any) -> Reading | list[Reading]:
+        """Which features fire, token by token. Runs the model up to the hook point and no further.
+
+        inputs: a text, a chat (list of messages), or a list of these, read in one batch. template: keywords for the
+        chat template, such as add_generation_prompt (here False unless asked for).
+        """
+        many = is_many(inputs)
+        template.setdefault("add_generation_prompt", False)
+        prompts = [self.lm.prompt(one, **template) for one in (inputs if many else [inputs])]
+        batch = self.lm.batch(prompts)
+        flow = self.lm.activations(prompts, [self.hook_point])[self.hook_point]
+        real = batch.mask.to(flow.device)
+        codes = self.sae.encode_codes(flow[real]).to("cpu")
+        ends = real.sum(-1).cumsum(0).tolist()
+        starts = [0, *ends[:-1]]
+        readings = [
+            Reading.of(self.lm, prompt, codes[start:end], self.features.labels)
+            for prompt, start, end in zip(prompts, starts, ends, strict=True)
+        ]
+        return readings if many else readings[0]
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def chat(
+        self,
+        messages: Any,
+        edits: Edits | Sequence[Edits] = None,
+        *,
+        stream: bool = False,
+        read: bool = False,
+        on_token: Callable[[Chunk], None] | None = None,
+        compiled: bool = False,
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        template: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Answer a chat: a Reply; for a list of chats a list of them; with stream, an iterator of Chunks.
+
+        edits: one wish for all rows, or a list with one (or None) each. read: keep the features of each new token.
+        on_token: called with each Chunk, its features in it. sampling: how tokens are chosen, or its fields as
+        keywords (temperature=0.7, seed=1, max_new_tokens=200, ...). compiled: see sparsight.lm.compiled.
+        template: keywords for the chat template.
+        """
+        prompts = [self.lm.prompt(one, **(template or {})) for one in (messages if is_many(messages) else [messages])]
+        return self._write(prompts, is_many(messages), edits, stream, read, on_token, compiled, sampling, options)
+
+    def complete(self, text: Any, edits: Edits | Sequence[Edits] = None, **more: Any) -> Any:
+        """Go on with a plain text, or a list of texts; everything else as for `chat`."""
+        wrong = [one for one in (text if is_many(text) else [text]) if not isinstance(one, (str, Prompt))]
+        if wrong:
+            raise BadInput(f"complete() goes on with text; for messages there is chat(). Given {wrong[0]!r}.")
+        return self.chat(text, edits, **more)
+
+    def compare(self, messages: Any, edits: Edits, **more: Any) -> Comparison:
+        """Unsteered and steered, side by side in one batch, with the same seed."""
+        plain, steered = self.chat([messages, messages], [None, edits], **more)
+        return Comparison(plain, steered)
+
+    def steering(self, controllers: Sequence[Controller], prompts: Sequence[Prompt]) -> Steering:
+        """Controllers compiled for rows: what goes into a pass at this scope's hook point."""
+        return Steering(self.sae, controllers, [len(p) for p in prompts], self.hook_point)
+
+    def _write(
+        self,
+        prompts: list[Prompt],
+        many: bool,
+        edits: Any,
+        streaming: bool,
+        read: bool,
+        on_token: Callable[[Chunk], None] | None,
+        compiled: bool,
+        sampling: Any,
+        options: Mapping[str, Any],
+    ) -> Any:
+        asked = sampling_of(sampling, options, len(prompts))
+        controllers = controllers_of(edits, len(prompts), many)
+        steering = self.steering(controllers, prompts)
+        chunks = self._chunks(prompts, steering, asked, read or on_token is not None, compiled)
+        if streaming:
+            return chunks if on_token is None else _telling(chunks, on_token)
+        rows: list[list[Chunk]] = [[] for _ in prompts]
+        for chunk in chunks if on_token is None else _telling(chunks, on_token):
+            rows[chunk.row].append(chunk)
+        replies = [
+            self._reply(prompt, row, steering.receipt(i) if controllers[i] else None, read)
+            for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+        ]
+        return replies if many else replies[0]
+
+    def _chunks(
+        self, prompts: list[Prompt], steering: Steering, asked: list[Sampling], read: bool, compiled: bool
+    ) -> Iterator[Chunk]:
+        point = self.hook_point
+        pieces = stream(
+            self.lm,
+            prompts,
+            asked,
+            {point: steering},
+            read_at=(point,) if read else (),
+            compiled=compiled,
+            entropy=steering.needs_entropy,
+        )
+        for piece in pieces:
+            features = self._features_of(piece) if read else ()
+            events = tuple(steering.new_events(piece.row))
+            yield Chunk(piece.row, piece.index, piece.id, piece.text, piece.finish, features, events)
+
+    def _features_of(self, piece: Piece) -> tuple[tuple[int, float], ...]:
+        return tuple(self.sae.encode_codes(piece.activations[self.hook_point].unsqueeze(0)).at(0))
+
+    def _reply(self, prompt: Prompt, row: list[Chunk], receipt: Receipt | None, read: bool) -> Reply:
+        text, events = "".join(c.text for c in row), tuple(name for c in row for name in c.events)
+        codes = None
+        if read:
+            pairs = [(t, f, v) for t, c in enumerate(row) for f, v in c.features]
+            columns = [torch.tensor(column) for column in zip(*pairs, strict=True)] or [torch.zeros(0)] * 3
+            codes = Codes.from_pairs(columns[0].long(), columns[1].long(), columns[2], len(row), self.sae.d_hidden)
+        ids = tuple(c.id for c in row)
+        return Reply(text, row[-1].finish or "", ids, len(prompt), receipt, events, codes)
+
+
+def controllers_of(edits: Any, rows: int, many: bool) -> list[Controller]:
+    """One controller per row, from one wish for all or a list of one each."""
+    if many and isinstance(edits, (list, tuple)):
+        if len(edits) != rows:
+            raise BadInput(f"{len(edits)} edits for {rows} prompts: give one for all, or one (or None) each.")
+        return [Controller.of(wish) for wish in edits]
+    return [Controller.of(edits)] * rows
+
+
+def _telling(chunks: Iterator[Chunk], on_token: Callable[[Chunk], None]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        on_token(chunk)
+        yield chunk
