@@ -131,7 +131,7 @@ class ObservableLanguageModel:
         attention_mask: Tensor | None = None,
         kinds: Int[Tensor, "batch pos"] | None = None,
         all_logits: bool = False,
-    ) -> tuple[Float[Tensor, "batch vocabulary"], Cache | None, dict[str, Activations]]:
+    ) -> tuple[Float[Tensor, "batch *pos vocabulary"], Cache | None, dict[str, Activations]]:
         """One pass: (logits of each row's last token, KV cache, {hook point: activations}).
 
         inputs: token ids [batch, pos] or [pos]; a text or a list of texts; a list of messages, or of chats; or the

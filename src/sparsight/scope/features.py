@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
-from sparsight.edits import Feature
+from sparsight.edits import Edit, Feature
 from sparsight.errors import BadInput, NoFeature
 from sparsight.sae.codes import no_feature
 from sparsight.sae.sae import SparseAutoEncoder
+
+EDIT_LINE = re.compile(
+    r"(.+?)=([+\-*]?)(off|[0-9.]+(?:e-?[0-9]+)?|nan|inf)(raw)?(?:@([a-z]+|-?[0-9]+))?", re.IGNORECASE
+)
 
 
 class Features:
@@ -34,6 +39,28 @@ class Features:
 
     def __repr__(self) -> str:
         return f"Features({len(self):,}, {len(self.labels):,} labelled)"
+
+    def edit(self, words: str) -> Edit:
+        """An edit from a short line, as on the command line: FEATURE=CHANGE[@WHERE].
+
+        FEATURE: an index or a label. CHANGE: +0.6 or -0.6 nudges, 0.6 pins, *2 scales, off ablates, in feature units;
+        with `raw` behind it (+3raw) in raw activation. WHERE: generated, prompt, user, ..., or a token position.
+        """
+        match = EDIT_LINE.fullmatch(words.strip())
+        if not match:
+            raise BadInput(
+                f"Cannot read the edit {words!r}. Write FEATURE=CHANGE, as in 27=+0.6, 27=8, 27=*2 or 27=off."
+            )
+        name, sign, number, raw, where = match.groups()
+        feature = self[int(name) if name.isdigit() else name]
+        feature = feature.raw if raw else feature
+        if number == "off":
+            edit = feature.ablate()
+        elif sign == "*":
+            edit = feature.scale(float(number))
+        else:
+            edit = feature.pin(float(number)) if not sign else feature.nudge(float(sign + number))
+        return edit if where is None else edit.on(int(where) if where.lstrip("-").isdigit() else where)
 
     def _labelled(self, words: str) -> int:
         exact = [index for index, label in self.labels.items() if label.lower() == words.lower()]

@@ -56,6 +56,11 @@ def demo_folder() -> Path:
     return folder
 
 
+def showcase() -> dict[str, Any]:
+    """What `sparsight demo` shows: {"prompt", "edit": "27=+0.6", "seed"}, chosen when the demo was built."""
+    return read_json(demo_folder() / "labels.json")["showcase"]
+
+
 def read_labels(path: Path) -> dict[int, str]:
     """Feature index -> label, from a labels file."""
     if not path.exists():

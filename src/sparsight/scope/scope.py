@@ -103,6 +103,29 @@ class Scope:
     def __repr__(self) -> str:
         return f"Scope({self.lm.name}, {self.hook_point}, {self.sae.d_hidden:,} features)"
 
+    def about(self) -> dict[str, Any]:
+        """What this is, as plain data."""
+        lm, sae = self.lm, self.sae
+        return {
+            "model": lm.name,
+            "parameters": sum(p.numel() for p in lm.model.parameters()),
+            "layers": lm.n_layers,
+            "width": lm.d_model,
+            "context": lm.context,
+            "chat template": lm.has_tokenizer and bool(lm.tokenizer.chat_template),
+            "device": str(lm.device),
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            "hook point": self.hook_point,
+            "features": sae.d_hidden,
+            "activation": sae.config.activation + (f" (k {sae.config.k})" if sae.config.k else ""),
+            "feature scales": sae.scale is not None,
+            "labels": len(self.features.labels),
+            "SAE fingerprint": sae.fingerprint,
+            **{
+                f"SAE {name}": value for name, value in sae.config.notes.items() if isinstance(value, (str, int, float))
+            },
+        }
+
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     @torch.no_grad()
