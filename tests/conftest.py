@@ -119,3 +119,13 @@ def sae() -> SparseAutoEncoder:
 @pytest.fixture(scope="session")
 def scope(lm, sae) -> Scope:
     return Scope(lm, sae, labels={3: "pirate speech", 7: "small animals", 9: "small houses"})
+
+
+@pytest.fixture
+def unchecked():
+    """Without the checker of shapes, which torch.compile cannot trace through."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,17 +1,47 @@
 """A model with an SAE attached: reading, writing, writing otherwise."""
 
+import warnings
+
 import pytest
 import torch
+from conftest import FEATURES, HOOK, llama, random_sae
 
+from sparsight import load
+from sparsight.edits import Controller, Feature
 from sparsight.errors import BadInput
+from sparsight.lm.lm import ObservableLanguageModel
+from sparsight.records import Kind
+from sparsight.scope.scope import Chunk, Scope
+
+CHAT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hello, how are you?"}]
 
 
 def test_reading_gives_each_token_its_features(scope, lm, sae):
     reading = scope.read("Hello, how are you?")
-    flow = lm.forward("Hello, how are you?", cache_activations_at=[scope.hook_point])[2][scope.hook_point]
-    dense = sae.encode(flow[0])
-    torch.testing.assert_close(reading.codes.dense(), dense)
+    flow = lm.forward("Hello, how are you?", cache_activations_at=[HOOK])[2][HOOK]
+    torch.testing.assert_close(reading.codes.dense(), sae.encode(flow[0]))
     assert "".join(reading.texts) == "<|begin_of_text|>Hello, how are you?"
+    strongest = reading.top(3)
+    assert strongest == sorted(strongest, key=lambda pair: -pair[1])
+    assert max(reading[strongest[0][0]][1:]) == pytest.approx(strongest[0][1])
+
+
+def test_a_chat_is_read_with_its_roles_and_its_template_left_out_of_the_top(scope):
+    reading = scope.read(CHAT)
+    words = {kind: "".join(t.text for t in reading.tokens() if t.kind & kind) for kind in (Kind.SYSTEM, Kind.USER)}
+    assert words == {Kind.SYSTEM: "Be short.", Kind.USER: "Hello, how are you?"}
+    content = {feature for token in reading.tokens(content=True) for feature, _ in token.features}
+    assert {feature for feature, _ in reading.top(50)} <= content
+    data = reading.to_json(2)
+    assert data["tokens"][0]["kind"] == ["bos", "prompt"]
+    assert all(len(token["features"]) <= 2 for token in data["tokens"])
+
+
+def test_a_batch_reads_as_its_rows_alone(scope):
+    texts = ["Hello, how are you?", "Once", "I am fine, said the pirate."]
+    for one, many in zip(map(scope.read, texts), scope.read(texts), strict=True):
+        assert one.ids == many.ids
+        torch.testing.assert_close(one.codes.dense(), many.codes.dense(), atol=1e-4, rtol=1e-4)
 
 
 def test_edits_change_the_text_and_the_receipt_says_so(scope):
@@ -19,9 +49,213 @@ def test_edits_change_the_text_and_the_receipt_says_so(scope):
     assert out.plain.ids != out.steered.ids
     assert out.plain.receipt is None
     assert out.steered.receipt.touched == 11  # the last token is not fed back
+    assert out.plain.ids == scope.complete("Hello", max_new_tokens=12).ids
 
 
-def test_labels_name_features(scope):
-    assert scope.features["pirate"].index == 3
-    with pytest.raises(BadInput, match="Several features are labelled 'small': 7 .*9"):
-        scope.features["small"]
+def test_where_picks_the_tokens(scope):
+    nudge = scope.features[3].nudge(2)
+    prompt = scope.lm.prompt(CHAT)
+
+    def touched(*places):
+        edit = nudge.on(*places) if places else nudge
+        return scope.chat(CHAT, edit, max_new_tokens=4, stop_tokens=()).receipt
+
+    def count(*kinds):
+        return sum(any(k & kind for kind in kinds) for k in prompt.kinds)
+
+    written = touched("generated").touched
+    assert written == touched("generated").seen - len(prompt) > 0
+    assert touched("user").touched == count(Kind.USER)
+    assert touched("system").touched == count(Kind.SYSTEM)
+    assert touched("template").touched == count(Kind.TEMPLATE)
+    assert touched("bos").touched == 1
+    assert touched("prompt").touched == count(Kind.USER, Kind.SYSTEM)
+    assert touched(0, -1).touched == 2
+    assert touched("prompt", "template", "bos").touched == len(prompt)
+    everything = touched()
+    assert everything.touched == everything.seen - count(Kind.TEMPLATE, Kind.BOS)
+
+
+def test_a_batch_of_different_edits_gives_each_row_its_solo_text(scope):
+    f = scope.features
+    rows = [
+        ("Hello, how are you?", None),
+        ("Once upon a time", f[3].nudge(5) + f[9].pin(3)),
+        ("I am", f[27].ablate().when(f[3] > 0.1)),
+        ("the day", f[64].scale(-2).on("generated")),
+        ("Once upon a time", f[3].nudge(-5)),
+    ]
+    options = {"max_new_tokens": 10, "temperature": 0.8, "seed": 7}
+    together = scope.complete([text for text, _ in rows], [edit for _, edit in rows], **options)
+    for (text, edit), reply in zip(rows, together, strict=True):
+        alone = scope.complete(text, edit, **options)
+        assert alone.ids == reply.ids
+        assert alone.text == reply.text
+        if edit:
+            assert (alone.receipt.touched, alone.receipt.seen) == (reply.receipt.touched, len(alone.ids) - 1 + alone.prompt_tokens)
+
+
+def test_two_conversations_in_turns_do_not_touch(scope):
+    f = scope.features
+    wishes = [("Hello", f[3].nudge(5)), ("Once upon", f[9].pin(4).on("generated"))]
+    alone = [scope.complete(text, edit, max_new_tokens=12).ids for text, edit in wishes]
+    streams = [scope.complete(text, edit, max_new_tokens=12, stream=True) for text, edit in wishes]
+    turns = [[], []]
+    while streams[0] or streams[1]:
+        for i, stream in enumerate(streams):
+            chunk = next(stream, None) if stream else None
+            streams[i] = stream if chunk else None
+            turns[i] += [chunk.id] if chunk else []
+    assert [tuple(ids) for ids in turns] == alone
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in scope.lm.model.modules())
+
+
+def test_compiled_and_eager_write_the_same_and_new_edits_compile_nothing(scope, unchecked):
+    from torch._dynamo.utils import counters
+
+    f = scope.features
+    wishes = [f[3].nudge(5) + f[9].pin(3), f[27].nudge(-2) + f[64].pin(6), f[9].ablate() + f[3].scale(-4)]
+    graphs = []
+    for wish in wishes:
+        eager = scope.compare("Once upon a time", wish, max_new_tokens=12)
+        fast = scope.compare("Once upon a time", wish, max_new_tokens=12, compiled=True)
+        graphs.append(counters["stats"]["unique_graphs"])
+        assert (fast.plain.ids, fast.steered.ids) == (eager.plain.ids, eager.steered.ids)
+        assert fast.steered.receipt.touched == eager.steered.receipt.touched
+        assert fast.steered.receipt.change == pytest.approx(eager.steered.receipt.change, rel=1e-4)
+    assert graphs[0] == graphs[1] == graphs[2]
+    assert not counters["graph_break"]
+
+
+def test_a_compiled_stream_in_turns_with_another_of_its_shape(scope, unchecked):
+    f = scope.features
+    wishes = [f[3].nudge(5) + f[9].pin(3), f[27].nudge(-2) + f[64].pin(6)]
+    alone = [scope.complete("Hello", wish, max_new_tokens=8).ids for wish in wishes]
+    streams = [scope.complete("Hello", w, max_new_tokens=8, stream=True, compiled=True) for w in wishes]
+    ids = [[], []]
+    for chunks in zip(*streams, strict=True):
+        for mine, chunk in zip(ids, chunks, strict=True):
+            mine.append(chunk.id)
+    assert [tuple(i) for i in ids] == alone
+
+
+def test_features_of_each_new_token_come_with_it(scope):
+    seen: list[Chunk] = []
+    edit = scope.features[3].nudge(4).on("generated")
+    reply = scope.complete("Hello", edit, max_new_tokens=6, read=True, on_token=seen.append)
+    assert [chunk.id for chunk in seen] == list(reply.ids)
+    assert len(reply.codes) == len(reply.ids)
+    assert [dict(chunk.features) for chunk in seen] == [dict(pairs) for pairs in reply.codes]
+    plain = scope.complete("Hello", max_new_tokens=6, read=True)
+    whole = scope.read([list(scope.lm.prompt("Hello").ids + plain.ids)])[0]
+    torch.testing.assert_close(plain.codes.dense(), whole.codes.dense()[-6:], atol=1e-4, rtol=1e-4)
+    assert reply.ids == scope.complete("Hello", edit, max_new_tokens=6).ids
+
+
+def test_events_are_told_once_when_their_condition_first_holds(scope):
+    f = scope.features
+    reading = scope.read("Hello, how are you?")
+    feature, peak = reading.top(1)[0]
+    where = reading[feature].index(max(reading[feature][1:]))
+    fires = f[feature].raw > peak * 0.9
+    never = f[feature].raw > 1e9
+    wish = fires.event("seen") + never.event("not seen") + (fires & (f[3].raw >= 0)).event("seen too")
+    reply = scope.complete("Hello, how are you?", wish, max_new_tokens=3)
+    assert where > 0
+    assert set(reply.events) == {"seen", "seen too"}
+    assert len(reply.events) == 2
+    assert reply.receipt.touched == 0
+    assert reply.ids == scope.complete("Hello, how are you?", max_new_tokens=3).ids
+
+
+def test_an_edit_of_generated_tokens_leaves_the_prompt_alone(scope):
+    """Its KV cache can be shared with unsteered requests: the first token does not depend on it."""
+    edit = scope.features[3].nudge(50).on("generated")
+    out = scope.compare("Hello, how are you?", edit, max_new_tokens=4)
+    assert out.plain.ids[0] == out.steered.ids[0]
+    assert out.plain.ids != out.steered.ids
+
+
+def test_a_base_model_completes_text_and_says_why_it_does_not_chat(tokenizer):
+    import copy
+
+    from sparsight.errors import NoChatTemplate
+
+    base = copy.copy(tokenizer)
+    base.chat_template = None
+    scope = Scope(ObservableLanguageModel(llama(), tokenizer=base), random_sae())
+    assert scope.complete("Once", max_new_tokens=3).ids
+    with pytest.raises(NoChatTemplate, match=r"complete\(text\)"):
+        scope.chat(CHAT)
+    with pytest.raises(BadInput, match="for messages there is chat"):
+        scope.complete(CHAT)
+
+
+def test_a_model_without_a_tokenizer_works_on_ids():
+    scope = Scope(ObservableLanguageModel(llama()), random_sae())
+    assert len(scope.complete([[1, 2, 3], [4]], scope.features[3].nudge(1), max_new_tokens=3)[0].ids) == 3
+    reading = scope.read([[1, 2, 3], [4]])
+    assert [len(r) for r in reading] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda s: s.complete(""), "prompt is empty"),
+        (lambda s: s.chat([]), "There is no"),
+        (lambda s: s.complete([]), "There is no"),
+        (lambda s: s.complete("Hi", temperature=-1), "temperature must be a number from 0 to 100"),
+        (lambda s: s.complete("Hi", temprature=1), "No sampling option 'temprature'"),
+        (lambda s: s.complete("Hi", stop=[""]), "stop string must not be empty"),
+        (lambda s: s.complete("Hi", max_new_tokens=0), "max_new_tokens must be"),
+        (lambda s: s.complete(["Hi", "Ho"], [None]), "1 edits for 2 prompts"),
+        (lambda s: s.complete("word " * 400), r"leaves no room|context holds 256"),
+        (lambda s: s.complete("caf\udce9"), r"not valid UTF-8 \(at character 3\)"),
+        (lambda s: s.chat([{"role": "wizard", "content": "x"}]), "No role 'wizard'"),
+        (lambda s: s.chat([{"content": "x"}]), "A message is"),
+        (lambda s: s.features[FEATURES], "No feature 128: this SAE has 128"),
+        (lambda s: s.features["dragons"], "No feature is labelled 'dragons'. Labels there are: pirate speech"),
+        (lambda s: s.features["small"], "Several features are labelled 'small': 7 .*, 9 "),
+        (lambda s: s.features.edit("12"), "Cannot read the edit '12'"),
+        (lambda s: s.features.edit("12=+nan"), "finite number"),
+        (lambda s: s.features.edit("12=+1@mars"), "No tokens 'mars'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(scope, call, says):
+    with pytest.raises(BadInput, match=says) as caught:
+        call(scope)
+    assert "\n" not in str(caught.value)
+
+
+def test_edits_are_read_from_short_lines(scope):
+    f = scope.features
+    assert f.edit("12=+0.6") == f[12].nudge(0.6)
+    assert f.edit("12=-0.6@generated") == f[12].nudge(-0.6).on("generated")
+    assert f.edit("pirate=8") == f[3].pin(8)
+    assert f.edit("pirate speech=+3raw@-1") == f[3].raw.nudge(3).on(-1)
+    assert f.edit("12=*-2") == f[12].scale(-2)
+    assert f.edit("12=*2@user") == f[12].scale(2).on("user")
+    assert f.edit("12=off") == f[12].ablate()
+
+
+def test_features_carry_their_sae_and_labels(scope, sae):
+    assert scope.features["pirate speech"] == Feature(3, sae=sae.fingerprint)
+    assert scope.features[3].label == "pirate speech"
+    assert len(scope.features) == FEATURES
+
+
+def test_load_takes_what_a_person_has(lm, sae, tmp_path):
+    from sparsight import save_sae
+
+    folder = save_sae(sae, tmp_path / "sae")
+    scope = load(lm, sae=folder)
+    assert scope.hook_point == HOOK
+    assert load(lm.model, sae=sae, tokenizer=lm.tokenizer, hook_point="model.layers.1").hook_point == "model.layers.1"
+    with pytest.raises(BadInput, match="Which SAE"):
+        load(lm)
+
+
+def test_nothing_warns(scope):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scope.compare("Hello", Controller.of(scope.features[3].nudge(1)), max_new_tokens=3, read=True)

@@ -33,8 +33,9 @@ class Prompt:
 class Place:
     """Where an intervention finds itself: the tokens of this pass, row by row.
 
-    kinds: Kind bits, 0 at padding; positions: each token's place in its row, 0 its first; prompt: whether these are
-    prompt tokens (else newly written ones); entropy: next-token entropy of the unedited model, nats, where asked for.
+    kinds: Kind bits, 0 at padding and in rows that have ended; positions: each token's place in its row, 0 its first;
+    prompt: whether these are prompt tokens (else newly written ones); entropy: next-token entropy of the unedited
+    model, nats, where asked for.
     """
 
     kinds: Int[Tensor, "batch pos"]
@@ -81,43 +82,60 @@ class Batch:
     def of_tensor(
         cls, ids: Int[Tensor, "batch pos"], attention_mask: Tensor | None, seen: Tensor | None, kinds: Tensor | None
     ) -> Batch:
-        """A caller's tensors. attention_mask: over these tokens, or over the seen ones and these."""
-        if ids.ndim == 1:
-            ids = ids.unsqueeze(0)
+        """A caller's tensors. attention_mask: over these tokens, or over the seen ones and these; of the seen ones
+        `seen` knows better, since they lie in the cache as they were run, not as they were given."""
+        ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
         if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
             raise BadInput(f"Token ids are integers, [batch, pos]; given {list(ids.shape)} of {ids.dtype}.")
         if not ids.numel():
             raise BadInput("The prompt is empty: there is nothing to read or to go on from.")
-        here = torch.ones_like(ids, dtype=torch.bool)
-        if attention_mask is not None:
-            full = attention_mask.to(device=ids.device, dtype=torch.bool).reshape(len(ids), -1)
-            here = full[:, -ids.shape[1] :]
-            seen = full[:, : -ids.shape[1]] if full.shape[1] > ids.shape[1] else seen
-        if not here.any(-1).all():
-            raise BadInput("A row of the batch is all padding.")
+        here = _mask_here(ids, attention_mask, seen)
         default = torch.full_like(ids, int(Kind.PROMPT | Kind.TEXT))
         kinds = (default if kinds is None else kinds.to(ids.device)) * here
-        batch = cls(ids, here, kinds)
+        batch = cls(ids.masked_fill(~here, 0), here, kinds)  # a pad token may lie outside the model's vocabulary
         if bool((here[:, 1:] < here[:, :-1]).any()):
             batch = batch._left()
-        if seen is not None:
-            batch = replace(batch, mask=torch.cat([seen.to(ids.device), batch.mask], -1))
-        return batch
+        return batch if seen is None else batch.after(seen)
+
+    def after(self, seen: Bool[Tensor, "batch cached"]) -> Batch:
+        """The same tokens behind cached ones."""
+        if len(seen) != len(self.ids):
+            raise BadInput(f"The cache holds {len(seen)} rows; this batch has {len(self.ids)}.")
+        return replace(self, mask=torch.cat([seen.to(self.mask.device), self.mask], -1))
 
     def _left(self) -> Batch:
         """The same rows with all padding moved to the left."""
-        forward = self.mask.to(torch.int8).argsort(-1, stable=True)
+        forward = self.mask.to(torch.int8).argsort(dim=-1, stable=True)
         back = forward.argsort(-1)
         moved = (t.gather(-1, forward) for t in (self.ids, self.mask, self.kinds))
         return Batch(*moved, self.prompt, back)
 
     def as_given(self, flow: Tensor) -> Tensor:
         """What flowed in this pass, [batch, pos, ...], in the caller's own layout."""
+        if self.order is not None and flow.shape[:2] != self.order.shape:
+            given = f"[{', '.join(map(str, flow.shape))}]"
+            raise BadInput(f"What flows there, {given}, has no token axis, so right padding cannot be kept: pad left.")
         return flow if self.order is None else _columns(flow, self.order)
 
     def as_run(self, flow: Tensor) -> Tensor:
         """The way back."""
         return flow if self.order is None else _columns(flow, self.order.argsort(-1))
+
+
+def _mask_here(ids: Tensor, attention_mask: Tensor | None, seen: Tensor | None) -> Bool[Tensor, "batch pos"]:
+    """Which of these tokens are real."""
+    if attention_mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    rows, width = ids.shape
+    widths = {width} if seen is None else {width, seen.shape[1] + width}
+    full = attention_mask.unsqueeze(0) if attention_mask.ndim == 1 else attention_mask
+    if full.ndim != 2 or len(full) != rows or full.shape[1] not in widths:
+        fits = " or ".join(f"[{rows}, {w}]" for w in sorted(widths))
+        raise BadInput(f"The attention_mask must be {fits}; it is {list(attention_mask.shape)}.")
+    here = full[:, -width:].to(device=ids.device, dtype=torch.bool)
+    if not here.any(-1).all():
+        raise BadInput("A row of the batch is all padding.")
+    return here
 
 
 def _columns(flow: Tensor, order: Tensor) -> Tensor:

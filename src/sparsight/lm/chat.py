@@ -1,12 +1,14 @@
 """Messages to tokens, by the tokenizer's own chat template, knowing of every token whose it is.
 
 The template is rendered twice: with the messages, and with a mark in place of each content. What stands between the
-marks is template; the rest is the messages'. Templates that treat contents (strip them, drop some) are met by
-looking each content up, in order, in what was really rendered.
+marks is template; the rest is the messages'. A content that the template treats (strips, rewrites) is what stands
+between two pieces of template. Where the pieces are not all there, since the template looks at contents, each content
+is looked up, in order, in what was rendered.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from sparsight.errors import BadInput, NoChatTemplate
 from sparsight.lm.batch import Prompt
 from sparsight.records import ROLES, Kind, Message
 
-MARK = "\ue000{}\ue001"  # private-use characters, that no template treats
+MARK, MARKS = "\ue000{}\ue001", "\ue000([0-9]+)\ue001"  # private-use characters, that no template treats
 
 
 def chat_prompt(
@@ -41,7 +43,7 @@ def chat_prompt(
         check_text(message.content)
     options = {"add_generation_prompt": add_generation_prompt, "tokenize": False, **template}
     rendered = _render(tokenizer, said, options)
-    spans = _marked_spans(tokenizer, said, options, rendered) or _found_spans(said, rendered)
+    spans = _spans(tokenizer, said, options, rendered)
     coded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
     kinds = []
     bos = tokenizer.bos_token_id
@@ -82,27 +84,47 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opt
         raise BadInput(f"This model's chat template refused the messages: {error}") from error
 
 
-def _marked_spans(
+def _spans(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: Mapping[str, Any], rendered: str
-) -> list[tuple[int, int, str]] | None:
-    """(start, stop, role) of each content, or None where the template treated contents in ways of its own."""
-    marks = [MARK.format(i) for i in range(len(messages))]
-    marked = _render(tokenizer, [Message(m.role, mark) for m, mark in zip(messages, marks, strict=True)], options)
-    spans, at, rest = [], 0, marked
-    for mark, message in zip(marks, messages, strict=True):
-        template, found, rest = rest.partition(mark)
-        if not found or not rendered.startswith(template, at):
-            return None
-        at += len(template)
-        written = next((c for c in (message.content, message.content.strip()) if rendered.startswith(c, at)), None)
-        if written is None:
-            return None
-        spans.append((at, at + len(written), message.role))
-        at += len(written)
-    return spans if rendered[at:] == rest else None
+) -> list[tuple[int, int, str]]:
+    """(start, stop, role) of each content in what was rendered."""
+    marked = _render(tokenizer, [Message(m.role, MARK.format(i)) for i, m in enumerate(messages)], options)
+    opening, *rest = re.split(MARKS, marked)
+    pairs = [(messages[int(i)], template) for i, template in zip(rest[::2], rest[1::2], strict=True)]
+    if rendered.startswith(opening):
+        spans = _between(pairs, rendered, len(opening))
+        if spans is not None:
+            return spans
+    return _found(messages, rendered)
 
 
-def _found_spans(messages: Sequence[Message], rendered: str) -> list[tuple[int, int, str]]:
+def _between(pairs: Sequence[tuple[Message, str]], rendered: str, at: int) -> list[tuple[int, int, str]] | None:
+    """Spans of messages that the template pieces after them delimit; None where those are not all there."""
+    spans = []
+    for i, (message, template) in enumerate(pairs):
+        last = i + 1 == len(pairs)
+        stop = _end(message.content, template, rendered, at, last)
+        if stop < 0:
+            return None
+        spans.append((at, stop, message.role))
+        at = stop + len(template)
+    return spans if at == len(rendered) else None
+
+
+def _end(content: str, template: str, rendered: str, at: int, last: bool) -> int:
+    """Where the content that begins at `at` ends: as it was written, or stripped, or else where the template goes on;
+    -1 where it does not."""
+    for written in (content, content.strip(), content.lstrip(), content.rstrip()):
+        if rendered.startswith(written + template, at):
+            stop = at + len(written)
+            if not last or stop + len(template) == len(rendered):
+                return stop
+    if last:
+        return len(rendered) - len(template) if rendered.endswith(template) else -1
+    return rendered.find(template, at) if template else -1
+
+
+def _found(messages: Sequence[Message], rendered: str) -> list[tuple[int, int, str]]:
     """The same by looking each content up after the one before it; one that is not there has no tokens."""
     spans, at = [], 0
     for message in messages:

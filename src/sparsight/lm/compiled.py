@@ -82,14 +82,14 @@ class CompiledStep:
         self.mask.fill_(1)
         self.mask[:, : batch.mask.shape[1]].copy_(batch.mask)
         self.positions.copy_(batch.positions)
-        self.kinds.copy_(batch.kinds)
         for point, intervention in interventions.items():
             self.interventions[point].load(intervention)
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, ids: Tensor, kinds: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(logits [batch, vocabulary], hook point -> activations [batch, 1, d] before any edit)."""
-        with grafted(self.lm.model, self.taps):
+        self.kinds.copy_(kinds)
+        with self.lm.turn, grafted(self.lm.model, self.taps):
             logits = self._graph(ids)
         if not self.proved:
             if int(self.flowed) != len(self.taps):
@@ -101,7 +101,7 @@ class CompiledStep:
         out = self.lm.model(
             input_ids=ids,
             attention_mask=self.mask,
-            position_ids=self.positions,
+            position_ids=self.lm.within_context(self.positions),
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -138,18 +138,21 @@ def compiled_step(
     step.load(past, batch, acting)
     try:
         yield step
-        lm.compiled_steps[key] = step
-        while len(lm.compiled_steps) > KEPT:
-            lm.compiled_steps.pop(next(iter(lm.compiled_steps)))
     finally:
         for point, intervention in acting.items():
             step.interventions[point].hand_back(intervention)
+        if step.proved:  # also where the caller stopped listening in the middle
+            lm.compiled_steps[key] = step
+        while len(lm.compiled_steps) > KEPT:
+            lm.compiled_steps.pop(next(iter(lm.compiled_steps)))
 
 
 def why_not_compiled(lm: ObservableLanguageModel, past: Cache, interventions: Mapping[str, Any]) -> str | None:
     """Why this generation must be decoded eagerly; None where it can be compiled."""
     if not all(isinstance(i, Compilable) for i in interventions.values()):
         return "an intervention is a plain function, which cannot be compiled"
+    if lm.cleanup_intervention_layer and interventions:
+        return "a cleanup layer takes direct effects off, which cannot be compiled"
     if any(type(layer) is not DynamicLayer for layer in past.layers):
         return "this model's KV cache is not of plain full attention (a sliding window, a state)"
     if lm.device.type == "cpu" and not cpp_compiler():

@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from sparsight.errors import BadInput, TooLong
-from sparsight.lm.batch import Batch, Place, Prompt
+from sparsight.lm.batch import Batch, Prompt
 from sparsight.lm.compiled import compiled_step, why_not_compiled
-from sparsight.lm.lm import ObservableLanguageModel, Placed, is_many
+from sparsight.lm.intervene import Intervention, Placed
+from sparsight.lm.lm import ObservableLanguageModel, is_many
 from sparsight.lm.sample import Sampler
 from sparsight.lm.tap import Tap
 from sparsight.lm.text import TextStream
@@ -63,7 +64,7 @@ def generate(
     lm: ObservableLanguageModel,
     prompts: Any,
     sampling: Sampling | Sequence[Sampling] | None = None,
-    interventions: Mapping[str, Placed] | None = None,
+    interventions: Mapping[str, Intervention | Placed | None] | None = None,
     *,
     read_at: Sequence[str] = (),
     on_token: Callable[[Piece], None] | None = None,
@@ -73,7 +74,7 @@ def generate(
     """Write on: a Completion for one prompt, a list for a list of prompts.
 
     prompts: a text, a chat, token ids, or a list of these. sampling: one for all rows, or one each; or its fields as
-    keywords. interventions: hook point -> an intervention told its place (see Placed). read_at: hook points whose
+    keywords. interventions: hook point -> an intervention, as for forward. read_at: hook points whose
     activations at each new token are kept, [token, d] per row. on_token: called with each Piece as it is written.
     compiled: decode with a static KV cache and a compiled step (see compiled.py); the tokens are the same.
     """
@@ -101,7 +102,7 @@ def stream(
     lm: ObservableLanguageModel,
     prompts: Any,
     sampling: Sampling | Sequence[Sampling] | None = None,
-    interventions: Mapping[str, Placed] | None = None,
+    interventions: Mapping[str, Intervention | Placed | None] | None = None,
     *,
     read_at: Sequence[str] = (),
     compiled: bool = False,
@@ -115,10 +116,13 @@ def stream(
     rows = lm.prompts(prompts)
     asked = sampling_of(sampling, options, len(rows))
     check_room(lm, rows)
+    if not lm.has_tokenizer and any(wish.stop for wish in asked):
+        raise BadInput("Stop strings need a tokenizer: give the model its own, or use stop_tokens.")
     writers = [_Row(lm, i, prompt, wish) for i, (prompt, wish) in enumerate(zip(rows, asked, strict=True))]
     sampler = Sampler(asked, lm.device)
-    passes = _Passes(lm, dict(interventions or {}), tuple(read_at), entropy)
-    batch = Batch.of_prompts(rows, lm.pad_token, lm.device)
+    acting = {point: i for point, i in (interventions or {}).items() if i is not None}
+    passes = _Passes(lm, acting, tuple(read_at), entropy)
+    batch = lm.batch(rows)
     logits, _ = passes(batch)
     with ExitStack() as held:  # the compiled step, where there is one, is this generation's until it ends
         run: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] | None = None if compiled else passes
@@ -130,7 +134,7 @@ def stream(
             going = any(not w.finish for w in writers)
             if not going and not read_at:
                 return
-            batch = _next(batch, chosen)
+            batch = _next(batch, chosen, {p.row for p in told if read_at or not p.finish})
             if run is None:
                 run = _compiled_or_eager(passes, batch, max(w.limit for w in writers), held)
             logits, read = run(batch)
@@ -152,7 +156,7 @@ def _compiled_or_eager(
         warnings.warn(f"Decoding eagerly: {reason}.", stacklevel=4)
         return passes
     step = held.enter_context(compiled_step(lm, batch, past, room, passes.interventions, passes.read_at))
-    return lambda batch: step(batch.ids)
+    return lambda batch: step(batch.ids, batch.kinds)
 
 
 class _Passes:
@@ -169,7 +173,9 @@ class _Passes:
         if self.needs_entropy:
             place = replace(place, entropy=self._entropy(batch))
         read: dict[str, Tensor] = {}
-        taps = edit_taps(self.interventions, self.read_at, place, read)
+        taps = {point: [_reader(point, read)] for point in self.read_at}  # reads come first, before any edit
+        for point, edits in self.lm.taps(self.interventions, batch, place).items():
+            taps.setdefault(point, []).extend(edits)
         logits, self.past = self.lm.run(batch, taps, self.past, use_cache=True)
         return logits, read
 
@@ -179,27 +185,19 @@ class _Passes:
         return -(log_p.exp() * log_p).sum(-1)
 
 
-def edit_taps(
-    interventions: Mapping[str, Placed], read_at: Sequence[str], place: Place, read: dict[str, Tensor]
-) -> dict[str, list[Tap]]:
-    """Taps of one pass: first what is read (before any edit), then what is changed."""
-    taps: dict[str, list[Tap]] = {}
-    for point in read_at:
-        taps.setdefault(point, []).append(lambda flow, point=point: read.update({point: flow.detach().clone()}))
-    for point, intervention in interventions.items():
-        taps.setdefault(point, []).append(lambda flow, i=intervention: _changed(i.edit(flow, place)))
-    return taps
+def _reader(point: str, read: dict[str, Tensor]) -> Tap:
+    def keep(flow: Tensor) -> None:
+        read[point] = flow.detach().clone()
+
+    return keep
 
 
-def _changed(out: Any) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _next(batch: Batch, chosen: Tensor) -> Batch:
-    """The chosen tokens as the next pass's batch."""
+def _next(batch: Batch, chosen: Tensor, alive: set[int]) -> Batch:
+    """The chosen tokens as the next pass's batch. A row that has ended runs on beside the others, as padding."""
     ids = chosen.unsqueeze(-1)
     mask = torch.cat([batch.mask, torch.ones_like(ids, dtype=torch.bool)], -1)
-    return Batch(ids, mask, torch.full_like(ids, int(WRITTEN)), prompt=False)
+    kinds = torch.tensor([[int(WRITTEN) * (row in alive)] for row in range(len(ids))], device=ids.device)
+    return Batch(ids, mask, kinds, prompt=False)
 
 
 class _Row:

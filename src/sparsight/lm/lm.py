@@ -11,36 +11,28 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as hf_logging
 
 from sparsight.errors import BadFile, BadInput, TooLong
 from sparsight.lm.batch import Batch, Place, Prompt
 from sparsight.lm.chat import chat_prompt, text_prompt
+from sparsight.lm.intervene import Intervention, Placed, intervention_taps
 from sparsight.lm.tap import Tap, find, tapped
 from sparsight.records import Kind
 
 Activations = Float[Tensor, "batch pos ..."]
-Intervention = Callable[[Tensor], Tensor | tuple[Tensor, Tensor | None]]
-
-
-@runtime_checkable
-class Placed(Protocol):
-    """An intervention that wants to know which tokens it is given."""
-
-    def edit(self, activations: Tensor, place: Place) -> Tensor | tuple[Tensor, Tensor | None]:
-        """What shall flow on; with it, if not None, the direct effect to take off at the cleanup layer."""
-        ...
 
 
 class ObservableLanguageModel:
@@ -75,7 +67,10 @@ class ObservableLanguageModel:
         self.cleanup_intervention_layer = cleanup_intervention_layer
         self.d_model = int(self.config.hidden_size)
         self.compiled_steps: dict[Any, Any] = {}  # idle decode steps that lm/compiled.py keeps
+        self.turn = threading.RLock()  # hooks sit on the model: one pass at a time, or threads would see each other's
         accepted = inspect.signature(self.model.forward).parameters
+        if "past_key_values" not in accepted:
+            raise BadInput(f"{type(self.model).__name__} keeps its state in a way that sparsight cannot follow.")
         self._takes_positions = "position_ids" in accepted
         self._takes_logits_to_keep = "logits_to_keep" in accepted
 
@@ -148,10 +143,7 @@ class ObservableLanguageModel:
         seen = None if past_key_values is None else seen_mask(past_key_values)
         batch = self.batch(inputs, attention_mask, seen, kinds, prompt=past_key_values is None)
         cache: dict[str, Tensor] = {}
-        taps: dict[str, list[Tap]] = {}
-        for point, intervention in (interventions or {}).items():
-            if intervention is not None:
-                self._intervene(taps, point, intervention, batch)
+        taps = self.taps(interventions or {}, batch)
         for point in cache_activations_at or ():
             taps.setdefault(point, []).append(self._reader(cache, point, batch))
         logits, past = self.run(batch, taps, branch(past_key_values), use_cache, all_logits)
@@ -183,11 +175,15 @@ class ObservableLanguageModel:
 
         stop: end at the last tap; logits are then empty.
         """
-        options: dict[str, Any] = {"position_ids": batch.positions} if self._takes_positions else {}
-        if self._takes_logits_to_keep and not all_logits:
+        options: dict[str, Any] = {}
+        if self._takes_positions:
+            options["position_ids"] = self.within_context(batch.positions)
+        unembedding = self.model.get_output_embeddings()
+        at_logits = any(find(self.model, point)[0] is unembedding for point in taps)
+        if self._takes_logits_to_keep and not all_logits and not at_logits:
             options["logits_to_keep"] = 1
         mask, logits = batch.mask.to(torch.int64), torch.empty(0)
-        with tapped(self.model, taps, stop):
+        with self.turn, tapped(self.model, taps, stop):
             out = self.model(
                 input_ids=batch.ids, attention_mask=mask, past_key_values=past, use_cache=use_cache, **options
             )
@@ -196,6 +192,10 @@ class ObservableLanguageModel:
         if past is not None:
             past.seen_mask = batch.mask  # type: ignore[attr-defined]  # which cached tokens are padding
         return logits, past
+
+    def within_context(self, positions: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+        """Positions that the model has: a row that has ended is run on beside the others, past the context's end."""
+        return positions if self.context is None else positions.clamp(max=self.context - 1)
 
     def batch(
         self,
@@ -207,16 +207,22 @@ class ObservableLanguageModel:
     ) -> Batch:
         """Whatever forward takes as a Batch on this model's device. Raises TooLong beyond the model's context."""
         if isinstance(inputs, Mapping):
+            if "input_ids" not in inputs:
+                raise BadInput("A mapping of inputs holds 'input_ids'; a chat is a list of messages.")
             attention_mask = inputs.get("attention_mask") if attention_mask is None else attention_mask
             inputs = inputs["input_ids"]
+        if attention_mask is not None:
+            inputs, attention_mask = as_tensor(inputs), as_tensor(attention_mask)
         if isinstance(inputs, Tensor):
             batch = Batch.of_tensor(inputs.to(self.device), attention_mask, seen, kinds)
-            batch = replace(batch, prompt=prompt)
+        elif attention_mask is not None or kinds is not None:
+            raise BadInput("attention_mask and kinds go with token ids, [batch, pos]; text brings its own.")
         else:
             batch = Batch.of_prompts(self.prompts(inputs), self.pad_token, self.device)
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        if int(batch.ids.max()) >= vocabulary or int(batch.ids.min()) < 0:
-            raise BadInput(f"A token id lies outside this model's vocabulary (0 to {vocabulary - 1}).")
+            batch = batch if seen is None else batch.after(seen)
+        batch = replace(batch, prompt=prompt)
+        if int(batch.ids.max()) >= self.vocabulary or int(batch.ids.min()) < 0:
+            raise BadInput(f"A token id lies outside this model's vocabulary (0 to {self.vocabulary - 1}).")
         if self.context and batch.mask.shape[1] > self.context:
             longest = int(batch.mask.sum(-1).max())
             if longest > self.context:
@@ -224,10 +230,15 @@ class ObservableLanguageModel:
         return batch
 
     @property
+    def vocabulary(self) -> int:
+        """How many token ids it can read."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
     def pad_token(self) -> int:
-        """The id that fills rows; it is masked, so any will do."""
+        """The id that fills rows; it is masked, so any that the model has will do."""
         token = None if self._tokenizer is None else self._tokenizer.pad_token_id
-        return 0 if token is None else int(token)
+        return int(token) if token is not None and token < self.vocabulary else 0
 
     def prompts(self, inputs: Any) -> list[Prompt]:
         """A text, a chat (list of messages), token ids, a Prompt, or a list of these, as Prompts."""
@@ -249,35 +260,12 @@ class ObservableLanguageModel:
 
         return read
 
-    def _intervene(self, taps: dict[str, list[Tap]], point: str, intervention: Any, batch: Batch) -> None:
-        """Taps that run one intervention and, where a cleanup layer is set, take its direct effect off there."""
-        cleanup, direct = self.cleanup_intervention_layer, []
-
-        def change(flow: Tensor) -> Tensor | None:
-            if isinstance(intervention, Placed):
-                return after_edit(flow, intervention.edit(flow, batch.place), lambda t: t)
-            given = batch.as_given(flow)
-            return after_edit(given, intervention(given), batch.as_run)
-
-        def after_edit(given: Tensor, out: Any, as_run: Callable[[Tensor], Tensor]) -> Tensor | None:
-            after, effect = out if isinstance(out, tuple) else (out, out - given if cleanup else None)
-            if not isinstance(after, Tensor) or after.shape != given.shape:
-                shape = list(after.shape) if isinstance(after, Tensor) else type(after).__name__
-                raise BadInput(f"The intervention at '{point}' must return {list(given.shape)}; it returned {shape}.")
-            if effect is not None:
-                direct.append(as_run(effect))
-            return None if after is given else as_run(after).to(given)
-
-        def clean(flow: Tensor) -> Tensor | None:
-            if not reached:
-                raise BadInput(f"The cleanup layer '{cleanup}' runs before '{point}': it must come after it.")
-            return flow - direct[0].to(flow) if direct else None
-
-        reached: list[bool] = []
-        taps.setdefault(point, []).extend([lambda flow: reached.append(True), change])
-        if cleanup:
-            find(self.model, cleanup)
-            taps.setdefault(cleanup, []).append(clean)
+    def taps(
+        self, interventions: Mapping[str, Intervention | Placed | None], batch: Batch, place: Place | None = None
+    ) -> dict[str, list[Tap]]:
+        """Interventions as taps for a pass over this batch."""
+        cleanup = self.cleanup_intervention_layer
+        return intervention_taps(self.model, interventions, batch, place or batch.place, cleanup)
 
     def generate(self, prompts: Any, *args: Any, **options: Any) -> Any:
         """Write on from a prompt or several: see `sparsight.lm.generate.generate`, whose arguments it takes."""
@@ -303,6 +291,7 @@ def load_pretrained(
         dtype = torch.float32 if target.type == "cpu" else "auto"  # type: ignore[assignment]
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise BadFile(f"No model at '{name}': there is no such folder.")
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
     try:
         with no_progress_bar():
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision)
@@ -347,6 +336,14 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
+def as_tensor(numbers: Any) -> Any:
+    """Lists of numbers of equal length, such as a tokenizer gives, as a tensor; anything else as it is."""
+    try:
+        return numbers if isinstance(numbers, (Tensor, str)) else torch.as_tensor(numbers)
+    except (TypeError, ValueError, RuntimeError):
+        return numbers
+
+
 def is_many(inputs: Any) -> bool:
     """Whether this is a list of prompts, rather than one (a text, a chat, a list of token ids)."""
     if not isinstance(inputs, (list, tuple)):
@@ -359,7 +356,7 @@ def seen_mask(past: Cache) -> Tensor:
     """Which of the cached tokens are real, [batch, seen]; all of them, in a cache that did not come from here."""
     known = getattr(past, "seen_mask", None)
     if known is not None:
-        return known
+        return known[:, : past.get_seq_length()]  # less where the caller cropped it
     keys = past.layers[0].keys
     assert keys is not None
     return torch.ones(keys.shape[0], past.get_seq_length(), dtype=torch.bool, device=keys.device)
@@ -371,7 +368,7 @@ def branch(past: Cache | None) -> Cache | None:
     if past is None:
         return None
     out = copy.copy(past)
-    plain = all(isinstance(layer, DynamicLayer) for layer in past.layers)
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in past.layers)
     out.layers = [copy.copy(layer) if plain else copy.deepcopy(layer) for layer in past.layers]
     return out
 

@@ -25,7 +25,8 @@ class Sampler:
 
         self.greedy = torch.tensor([r.temperature == 0 for r in rows], device=device)
         self.all_greedy = all(r.temperature == 0 for r in rows)
-        self.temperature = column([r.temperature or 1.0 for r in rows])
+        tiny = torch.finfo(torch.float32).tiny
+        self.temperature = column([max(r.temperature, tiny) if r.temperature else 1.0 for r in rows])
         self.top_k = column([r.top_k or np.inf for r in rows])
         self.top_p, self.min_p = column([r.top_p for r in rows]), column([r.min_p for r in rows])
         self.generators = [np.random.default_rng(r.seed % 2**64) for r in rows]
@@ -47,11 +48,12 @@ class Sampler:
         self, logits: Float[Tensor, "batch vocabulary"]
     ) -> tuple[Float[Tensor, "batch vocabulary"], Int[Tensor, "batch vocabulary"]]:
         """(probabilities, likeliest first, 0 where filtered out and not renormalised; the token ids in that order)."""
-        ranked = (logits.float() / self.temperature).sort(dim=-1, descending=True, stable=True)
+        below = logits.float() - logits.amax(-1, keepdim=True).float()  # so that a tiny temperature gives no infinity
+        ranked = (below / self.temperature).sort(dim=-1, descending=True, stable=True)
         scores = ranked.values
         rank = torch.arange(scores.shape[-1], device=logits.device)
         last = scores.gather(-1, (self.top_k.clamp_max(scores.shape[-1]) - 1).long())
         probability = (scores.masked_fill(scores < last, -torch.inf)).softmax(-1)
         before = probability.cumsum(-1) - probability
-        probability = probability * ((before < self.top_p) | (rank == 0))
+        probability = probability * ((before < self.top_p) | (self.top_p >= 1) | (rank == 0))
         return probability * (probability >= self.min_p * probability[:, :1]), ranked.indices

@@ -12,11 +12,12 @@ REPLACEMENT = "\ufffd"
 class TextStream:
     """The text of one row. `push` gives what may be shown now; `finish` the rest.
 
-    The pieces together are what the tokenizer decodes from all ids, up to the first stop string.
+    The pieces together are what the tokenizer decodes from all ids, up to the first stop string. special: show
+    special tokens too, by name.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), special: bool = False):
+        self.tokenizer, self.special = tokenizer, special
         self.stop = tuple(stop)
         self.stopped = False
         self.text = ""  # shown so far
@@ -43,7 +44,8 @@ class TextStream:
         return text[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        options = {"skip_special_tokens": not self.special, "clean_up_tokenization_spaces": False}
+        return str(self.tokenizer.decode(ids, **options))
 
     def _show(self, new: str, last: bool) -> str:
         if self.stopped:
@@ -67,17 +69,8 @@ def _overlap(text: str, stop: str) -> int:
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
     """Each token's own text, special tokens by name; together they are the whole text. A character that several
     tokens make up shows at the last of them, and the others are empty."""
-    out: list[str] = []
-    start, shown = 0, ""  # ids before start are done; shown: the text since start that is out already
-
-    def decode(part: Sequence[int]) -> str:
-        return str(tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    for at in range(len(ids)):
-        text = decode(ids[start : at + 1])
-        if text.endswith(REPLACEMENT) and at + 1 < len(ids) and at - start < 8:
-            out.append("")
-            continue
-        out.append(text[len(shown) :])
-        start, shown = at, decode(ids[at : at + 1])
+    text = TextStream(tokenizer, special=True)
+    out = [text.push(token) for token in ids]
+    if out:
+        out[-1] += text.finish()
     return tuple(out)

@@ -11,7 +11,7 @@
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 ACTIVATIONS = ("relu", "topk", "batchtopk", "jumprelu", "gated")
@@ -33,5 +33,24 @@ def pointwise(
 
 def topk(pre: Float[Tensor, "*token feature"], k: int) -> Float[Tensor, "*token feature"]:
     """Keep the k largest pre-activations of each token that are above zero."""
-    strongest = pre.topk(min(k, pre.shape[-1]), dim=-1)
-    return torch.zeros_like(pre).scatter(-1, strongest.indices, torch.relu(strongest.values))
+    values, indices = largest(pre, k)
+    return torch.zeros_like(pre).scatter(-1, indices, torch.relu(values))
+
+
+def largest(
+    pre: Float[Tensor, "*token feature"], k: int
+) -> tuple[Float[Tensor, "*token top"], Int[Tensor, "*token top"]]:
+    """(values, indices) of the k largest entries, largest first; of equal ones, the lower index comes first.
+
+    torch.topk picks freely among equals, and in bf16 many are equal: the same token would have other features when
+    it is encoded in blocks. So one integer per entry is sorted: the float's order above, the place below.
+    """
+    k = min(k, pre.shape[-1])
+    if pre.dtype == torch.float64:  # no room for both in 64 bits
+        values, indices = pre.sort(dim=-1, descending=True, stable=True)
+        return values[..., :k], indices[..., :k]
+    bits = pre.detach().float().view(torch.int32)
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32  # as integers, floats below zero run backwards
+    order |= torch.arange(pre.shape[-1] - 1, -1, -1, device=pre.device)
+    indices = order.topk(k, dim=-1).indices
+    return pre.gather(-1, indices), indices

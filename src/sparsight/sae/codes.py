@@ -6,7 +6,7 @@ ascending by feature. 91 active features of 65,536 take 0.7 KB a token; the dens
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +44,30 @@ class Codes:
         tokens: int,
         d_hidden: int,
     ) -> Codes:
-        """From (token, feature, value) triples in any order; no pair may occur twice."""
-        order = torch.argsort(token * d_hidden + feature)
+        """From (token, feature, value) triples in any order.
+
+        Raises NoFeature for a feature, BadInput for a token outside, and for a pair that occurs twice.
+        """
+        for index, end in ((token, tokens), (feature, d_hidden)):
+            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < end:
+                worst = int(index.min()) if int(index.min()) < 0 else int(index.max())
+                raise BadInput(no_token(worst, end)) if index is token else NoFeature(no_feature(worst, end))
+        place, order = (token.long() * d_hidden + feature).sort()
+        if (place.diff() == 0).any():
+            twice = int(place[:-1][place.diff() == 0][0])
+            raise BadInput(f"Feature {twice % d_hidden} of token {twice // d_hidden} is given twice.")
         offsets = torch.zeros(tokens + 1, dtype=torch.int64, device=token.device)
         offsets[1:] = torch.bincount(token, minlength=tokens).cumsum(0)
         return cls(offsets, feature[order].to(torch.int32), value[order], d_hidden)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Codes]) -> Codes:
+        """The tokens of all parts, one after the other: at least one part, all of the same SAE."""
+        if len({part.d_hidden for part in parts}) != 1:
+            raise BadInput(f"Codes of one SAE are joined, not of {sorted({part.d_hidden for part in parts})} features.")
+        lengths = torch.cat([parts[0].offsets[:1], *(part.offsets.diff() for part in parts)])
+        features, values = torch.cat([p.features for p in parts]), torch.cat([p.values for p in parts])
+        return cls(lengths.cumsum(0), features, values, parts[0].d_hidden)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -76,16 +95,16 @@ class Codes:
 
     def at(self, token: int) -> list[tuple[int, float]]:
         """One token's (feature, value) pairs, strongest first. Negative tokens count from the end."""
-        if not -len(self) <= token < len(self):
-            raise BadInput(f"No token {token}: there are {len(self)} (0 to {len(self) - 1}).")
-        row = self[token % len(self)]
+        row = self[token]
         strongest = row.values.argsort(descending=True, stable=True)
         return list(zip(row.features[strongest].tolist(), row.values[strongest].tolist(), strict=True))
 
     def __getitem__(self, token: int | slice) -> Codes:
-        """The codes of one token or of a run of tokens."""
+        """The codes of one token or of a run of tokens. Negative tokens count from the end."""
         if isinstance(token, int):
-            token = slice(token, token + 1)
+            if not -len(self) <= token < len(self):
+                raise BadInput(no_token(token, len(self)))
+            token = slice(token % len(self), token % len(self) + 1)
         start, stop, step = token.indices(len(self))
         if step != 1:
             raise BadInput("Codes are sliced in runs: the step must be 1.")
@@ -128,6 +147,8 @@ class Codes:
 
     def strongest(self, k: int) -> list[tuple[int, float]]:
         """The k features with the highest value anywhere: (feature, its highest value), highest first."""
+        if k < 1:
+            raise BadInput(f"strongest() takes 1 or more, not {k}.")
         features, where = self.features.unique(return_inverse=True)
         peak = torch.zeros(len(features), dtype=self.values.dtype, device=self.values.device)
         peak = peak.scatter_reduce(0, where, self.values, "amax")
@@ -137,6 +158,11 @@ class Codes:
     def to(self, device: torch.device | str) -> Codes:
         """The same codes on another device."""
         return Codes(self.offsets.to(device), self.features.to(device), self.values.to(device), self.d_hidden)
+
+
+def no_token(token: int, tokens: int) -> str:
+    """The sentence for a token index outside some Codes."""
+    return f"No token {token}: there are {tokens:,} (0 to {tokens - 1})." if tokens else f"No token {token}: none here."
 
 
 def no_feature(feature: int, d_hidden: int) -> str:

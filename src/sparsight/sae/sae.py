@@ -19,10 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparsight.errors import BadInput, NoFeature
-from sparsight.sae.activation import ACTIVATIONS, pointwise, topk
+from sparsight.sae.activation import ACTIVATIONS, largest, pointwise, topk
 from sparsight.sae.codes import Codes, no_feature
 
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm")
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 ENCODE_MEMORY = 256 * 2**20  # bytes of dense work that encode_codes may hold at once
 
 
@@ -47,11 +48,14 @@ class SaeConfig:
     notes: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        for name in ("d_in", "d_hidden"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise BadInput(f"{name} must be a whole number above zero, not {getattr(self, name)!r}.")
         if self.activation not in ACTIVATIONS:
             raise BadInput(f"No activation {self.activation!r}. There are: {', '.join(ACTIVATIONS)}.")
         if self.normalization not in NORMALIZATIONS:
             raise BadInput(f"No normalization {self.normalization!r}. There are: {', '.join(NORMALIZATIONS)}.")
-        if self.activation == "topk" and not (self.k and 0 < self.k <= self.d_hidden):
+        if self.activation == "topk" and not (type(self.k) is int and 0 < self.k <= self.d_hidden):
             raise BadInput(f"A topk SAE needs k between 1 and {self.d_hidden}, not {self.k}.")
 
 
@@ -112,7 +116,7 @@ class SparseAutoEncoder(nn.Module):
         if activation == "gated":
             self.r_mag, self.b_mag = parameter(d_hidden), parameter(d_hidden)
         self.register_buffer("scale", None)
-        self.register_load_state_dict_pre_hook(_from_card_names)
+        self.register_load_state_dict_pre_hook(_before_load)
 
     @classmethod
     def from_tensors(
@@ -126,23 +130,23 @@ class SparseAutoEncoder(nn.Module):
         """
         sae = cls(config.d_in, config.d_hidden, device="meta", activation=config.activation, k=config.k)
         sae.config = config
-        wanted = dict(sae.named_parameters())
-        given = {name: tensor for name, tensor in tensors.items() if name != "scale"}
-        if wanted.keys() != given.keys():
-            missing, surplus = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+        wanted = {name: list(parameter.shape) for name, parameter in sae.named_parameters()}
+        if "scale" in tensors:
+            wanted["scale"] = [config.d_hidden]
+        if wanted.keys() != tensors.keys():
+            missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
             raise BadInput(f"A {config.activation} SAE: missing tensors {missing}, surplus tensors {surplus}.")
-        for name, tensor in given.items():
-            if tensor.shape != wanted[name].shape:
-                shapes = f"is {list(tensor.shape)}, must be {list(wanted[name].shape)}"
-                raise BadInput(f"SAE tensor {name} {shapes}.")
+        for name, tensor in tensors.items():
+            if list(tensor.shape) != wanted[name]:
+                raise BadInput(f"SAE tensor {name} is {list(tensor.shape)}, must be {wanted[name]}.")
+            if tensor.dtype not in FLOATS:
+                raise BadInput(f"SAE tensor {name} is {tensor.dtype}, must be one of {', '.join(map(str, FLOATS))}.")
             if check and not torch.isfinite(tensor).all():
                 raise BadInput(f"SAE tensor {name} holds values that are not finite.")
-        scale = tensors.get("scale")
-        if scale is not None and scale.shape != (config.d_hidden,):
-            raise BadInput(f"SAE tensor scale is {list(scale.shape)}, must be [{config.d_hidden}].")
-        for name, tensor in given.items():
-            setattr(sae, name, nn.Parameter(tensor.to(**to), requires_grad=False))
-        sae.scale = None if scale is None else scale.to(device=sae.device, dtype=torch.float32)
+        for name in wanted.keys() - {"scale"}:
+            setattr(sae, name, nn.Parameter(tensors[name].to(**to), requires_grad=False))
+        if "scale" in tensors:
+            sae.scale = tensors["scale"].to(device=sae.device, dtype=torch.float32)
         return sae
 
     d_in = property(lambda self: self.config.d_in)
@@ -165,7 +169,7 @@ class SparseAutoEncoder(nn.Module):
 
     def encode(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token feature"]:
         """Dense features of x, in the SAE's dtype. For more than a few tokens, see `encode_codes`."""
-        x, _, _ = self.normalize(self._checked(x))
+        x, _, _ = self._read(x)
         return self._activate(self._pre(x))
 
     def decode(self, features: Float[Tensor, "*token feature"] | Codes) -> Float[Tensor, "*token d_in"]:
@@ -174,15 +178,18 @@ class SparseAutoEncoder(nn.Module):
         An SAE that normalises its input cannot know here what to undo: x_hat is then in normalised units. `forward`
         undoes it.
         """
+        width = features.d_hidden if isinstance(features, Codes) else features.shape[-1]
+        if width != self.d_hidden:
+            raise BadInput(f"This SAE has {self.d_hidden:,} features; it was given {width:,}.")
         if isinstance(features, Codes):
             weights = features.values.to(self.dtype)
             rows, offsets = features.features.long(), features.offsets[:-1]
             return F.embedding_bag(rows, self.W_dec, offsets, mode="sum", per_sample_weights=weights) + self.b_dec
-        return features.to(self.dtype) @ self.W_dec + self.b_dec
+        return F.linear(features.to(self.dtype), self.W_dec.T, self.b_dec)  # rounds once, as the card's Linear does
 
     def forward(self, x: Float[Tensor, "*token d_in"]) -> tuple[Tensor, Float[Tensor, "*token feature"]]:
         """The reconstruction and the features, in this order, as on the model card."""
-        x, mean, size = self.normalize(self._checked(x))
+        x, mean, size = self._read(x)
         features = self._activate(self._pre(x))
         x_hat = self.decode(features)
         return (x_hat if size is None else x_hat * size + mean), features
@@ -190,29 +197,25 @@ class SparseAutoEncoder(nn.Module):
     def encode_codes(self, x: Float[Tensor, "*token d_in"], memory: int = ENCODE_MEMORY) -> Codes:
         """Features of x straight in their sparse form, in blocks of tokens and features.
 
-        memory: bytes of dense work held at any moment, besides x, the weights and the result. The dense
-        [token, feature] matrix never exists: 8,192 tokens of 65,536 features would be 1 GiB in bf16.
-        Leading axes are flattened: token = row-major index over them.
+        memory: bytes of dense work held at any moment, besides x, the weights and the active pairs; less than one
+        token and one feature need counts as that. The dense [token, feature] matrix never exists: 8,192 tokens of
+        65,536 features would be 1 GiB in bf16. Leading axes are flattened: token = row-major index over them.
         """
-        x, _, _ = self.normalize(self._checked(x).reshape(-1, self.d_in))
-        per_entry = 4 * self.dtype.itemsize + 25  # pre, value and two temporaries; a mask; indices if all are active
-        entries = max(memory // per_entry, 1)
-        tokens = max(1, min(len(x), entries // min(self.d_hidden, 1024)))
-        width = max(1, min(self.d_hidden, entries // tokens))
+        x = self._checked(x).reshape(-1, self.d_in)
+        tokens, width = self._block(len(x), memory)
         find = self._strongest_pairs if self.config.activation == "topk" else self._active_pairs
-        pairs = [(start, *find(x[start : start + tokens], width)) for start in range(0, len(x), tokens)]
-        if not pairs:
-            return Codes.from_dense(x.new_zeros(0, self.d_hidden))
-        token = torch.cat([t + start for start, t, _, _ in pairs])
-        feature, value = torch.cat([f for _, _, f, _ in pairs]), torch.cat([v for _, _, _, v in pairs])
-        return Codes.from_pairs(token, feature, value, len(x), self.d_hidden)
+        parts = []
+        for start in range(0, max(len(x), 1), tokens):
+            block, _, _ = self._read(x[start : start + tokens])
+            parts.append(Codes.from_pairs(*find(block, width), len(block), self.d_hidden))
+        return Codes.joined(parts)
 
     def encode_features(
         self, x: Float[Tensor, "*token d_in"], indices: Sequence[int] | Int[Tensor, " k"]
     ) -> Float[Tensor, "*token k"]:
         """Just these features, from their encoder rows alone, in float32 at least (topk reads the whole encoder)."""
         indices = self.checked_indices(indices)
-        x, _, _ = self.normalize(self._checked(x))
+        x, _, _ = self._read(x)
         if self.config.activation == "topk":
             return pick(*self.strongest(x), indices)
         return evaluate(x, self.rows(indices))
@@ -249,13 +252,11 @@ class SparseAutoEncoder(nn.Module):
         """
         k, best, index = self.config.k or 0, None, None
         for low in range(0, self.d_hidden, width or self.d_hidden):
-            pre = self._pre(x, low, low + (width or self.d_hidden))
-            block = pre.topk(min(k, pre.shape[-1]), dim=-1)
-            values, indices = block.values, block.indices + low
+            values, indices = largest(self._pre(x, low, low + (width or self.d_hidden)), k)
+            indices = indices + low
             if best is not None and index is not None:
-                values, indices = torch.cat([best, values], -1), torch.cat([index, indices], -1)
-                kept = values.topk(min(k, values.shape[-1]), dim=-1)
-                values, indices = kept.values, indices.gather(-1, kept.indices)
+                values, kept = largest(torch.cat([best, values], -1), k)
+                indices = torch.cat([index, indices], -1).gather(-1, kept)
             best, index = values, indices
         assert best is not None
         assert index is not None
@@ -267,7 +268,7 @@ class SparseAutoEncoder(nn.Module):
         if kind == "none":
             return x, None, None
         if kind == "constant_norm":
-            size = x.norm(dim=-1, keepdim=True) / self.d_in**0.5
+            size = (x.norm(dim=-1, keepdim=True) / self.d_in**0.5).clamp_min(torch.finfo(x.dtype).tiny)
             return x / size, torch.zeros_like(size), size
         mean, size = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
         return (x - mean) / (size + 1e-5), mean, size
@@ -275,7 +276,10 @@ class SparseAutoEncoder(nn.Module):
     def _checked(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d_in:
             raise BadInput(f"This SAE reads {self.d_in:,} numbers per token; it was given {x.shape[-1]:,}.")
-        return x.to(self.dtype)
+        return x
+
+    def _read(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.normalize(self._checked(x).to(self.dtype))
 
     def _pre(self, x: Tensor, low: int = 0, high: int | None = None) -> Tensor:
         if self.config.apply_b_dec_to_input:
@@ -291,6 +295,14 @@ class SparseAutoEncoder(nn.Module):
             gain = self.r_mag[part].exp()
             return pointwise(pre, gain=gain, shift=self.b_mag[part] - gain * self.b_enc[part])
         return pointwise(pre, threshold=self.threshold[part] if hasattr(self, "threshold") else None)
+
+    def _block(self, tokens: int, memory: int) -> tuple[int, int]:
+        """How many tokens, and how many of their features, are computed at once within so many bytes."""
+        size, top = self.dtype.itemsize, (self.config.k or 0) if self.config.activation == "topk" else 0
+        per_entry = size + 48 if top else 4 * size + 25  # pre, what it passes through, a mask; indices if all are active
+        per_token = 4 * size * self.d_in + 2 * top * per_entry  # x as read; the strongest so far and of this block
+        rows = max(1, min(tokens, memory // (per_token + per_entry * min(self.d_hidden, 1024))))
+        return rows, max(1, min(self.d_hidden, (memory // rows - per_token) // per_entry))
 
     def _active_pairs(self, x: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """(token, feature, value) of all active features of a block of tokens, `width` features at a time."""
@@ -313,7 +325,8 @@ class SparseAutoEncoder(nn.Module):
         scale = self.scale if scale is None else scale
         tensors = dict(self.named_parameters()) | ({} if scale is None else {"scale": scale})
         out = SparseAutoEncoder.from_tensors(replace(self.config, **changes), tensors, check=False)
-        out._fingerprint = self.fingerprint
+        if not changes.keys() & {"activation", "k", "apply_b_dec_to_input", "normalization"}:
+            out._fingerprint = self.fingerprint
         return out
 
     def moved(self, device: torch.device | str, dtype: torch.dtype) -> SparseAutoEncoder:
@@ -342,7 +355,8 @@ def pick(
 def content_hash(config: SaeConfig, tensors: dict[str, Tensor]) -> str:
     """16 hex digits of a SHA-256 over what the SAE computes: activation, k, normalisation, and every weight's bytes."""
     digest = hashlib.sha256()
-    said = (config.activation, config.k, config.apply_b_dec_to_input, config.normalization)
+    k = config.k if config.activation == "topk" else None
+    said = (config.activation, k, config.apply_b_dec_to_input, config.normalization)
     digest.update(repr(said).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous().cpu()
@@ -359,16 +373,16 @@ CARD_NAMES = {
 }
 
 
-def from_card_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in the model card's names and layout, in ours: the decoder is stored by feature."""
-    renamed = {CARD_NAMES.get(name, name): tensor for name, tensor in state.items()}
-    if "decoder_linear.weight" in state:
-        renamed["W_dec"] = state["decoder_linear.weight"].T.contiguous()
-    return renamed
+def rename_card(state: dict[str, Tensor], prefix: str = "") -> None:
+    """Turn the model card's names and layout in a state dict into ours: the decoder is stored by feature."""
+    for theirs, ours in CARD_NAMES.items():
+        if prefix + theirs in state:
+            tensor = state.pop(prefix + theirs)
+            state[prefix + ours] = tensor.T.contiguous() if ours == "W_dec" else tensor
 
 
-def _from_card_names(_module: nn.Module, state: dict[str, Tensor], *_: Any) -> None:
-    if CARD_NAMES.keys() & state.keys():
-        renamed = from_card_names(state)
-        state.clear()
-        state.update(renamed)
+def _before_load(sae: SparseAutoEncoder, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    rename_card(state, prefix)
+    sae._fingerprint = None  # it was that of the weights before
+    scale = state.get(prefix + "scale")
+    sae.scale = None if scale is None else torch.empty(sae.d_hidden, device=sae.device)

@@ -11,7 +11,7 @@ from sparsight.sae.codes import no_feature
 from sparsight.sae.sae import SparseAutoEncoder
 
 EDIT_LINE = re.compile(
-    r"(.+?)=([+\-*]?)(off|[0-9.]+(?:e-?[0-9]+)?|nan|inf)(raw)?(?:@([a-z]+|-?[0-9]+))?", re.IGNORECASE
+    r"(.+?)=([+-]|\*-?)?(off|[0-9.]+(?:e-?[0-9]+)?|nan|inf)(raw)?(?:@([a-z]+|-?[0-9]+))?", re.IGNORECASE
 )
 
 
@@ -56,8 +56,8 @@ class Features:
         feature = feature.raw if raw else feature
         if number == "off":
             edit = feature.ablate()
-        elif sign == "*":
-            edit = feature.scale(float(number))
+        elif sign and sign[0] == "*":
+            edit = feature.scale(float(sign[1:] + number))
         else:
             edit = feature.pin(float(number)) if not sign else feature.nudge(float(sign + number))
         return edit if where is None else edit.on(int(where) if where.lstrip("-").isdigit() else where)

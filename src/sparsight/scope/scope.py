@@ -20,7 +20,7 @@ from sparsight.lm.batch import Prompt
 from sparsight.lm.generate import Piece, sampling_of, stream
 from sparsight.lm.lm import ObservableLanguageModel, is_many
 from sparsight.lm.tap import find
-from sparsight.records import Receipt, Sampling
+from sparsight.records import Message, Receipt, Sampling
 from sparsight.sae.codes import Codes
 from sparsight.sae.sae import SparseAutoEncoder
 from sparsight.scope.features import Features
@@ -176,10 +176,10 @@ class Scope:
         return self._write(prompts, is_many(messages), edits, stream, read, on_token, compiled, sampling, options)
 
     def complete(self, text: Any, edits: Edits | Sequence[Edits] = None, **more: Any) -> Any:
-        """Go on with a plain text, or a list of texts; everything else as for `chat`."""
-        wrong = [one for one in (text if is_many(text) else [text]) if not isinstance(one, (str, Prompt))]
-        if wrong:
-            raise BadInput(f"complete() goes on with text; for messages there is chat(). Given {wrong[0]!r}.")
+        """Go on with a plain text or token ids, or a list of these; everything else as for `chat`."""
+        for one in text if is_many(text) else [text]:
+            if isinstance(one, (list, tuple)) and any(isinstance(part, (Mapping, Message)) for part in one):
+                raise BadInput("complete() goes on with text; for messages there is chat().")
         return self.chat(text, edits, **more)
 
     def compare(self, messages: Any, edits: Edits, **more: Any) -> Comparison:

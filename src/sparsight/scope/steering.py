@@ -98,6 +98,7 @@ class Steering:
         for name, shape, dtype in (("seen", (), wide), ("touched", (), wide), ("ratio", (), wide)):
             self.b[name] = blank(*shape, dtype=dtype).to(device)
         self.b["fired"] = blank(events, dtype=torch.bool).to(device)
+        self.slot_rows = self._slot_rows()
 
     def _fill_row(self, b: dict[str, Tensor], program: Program, chains: list[list[Change]], prompt_length: int) -> None:
         for slot, feature in enumerate(program.features):
@@ -147,6 +148,10 @@ class Steering:
         narrow = {name: laid(getattr(of, name)).unsqueeze(1) for name in ROW_COLUMNS}
         return wide | {f"row_{name}": t for name, t in narrow.items()}
 
+    def _slot_rows(self) -> FeatureRows:
+        """The buffers, as what `evaluate` takes."""
+        return FeatureRows(self.b["encoder"], self.b["decoder"], *(self.b[f"row_{name}"] for name in ROW_COLUMNS))
+
     # ── in a pass ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def edit(self, activations: Float[Tensor, "batch pos d_in"], place: Place) -> Tensor:
@@ -177,8 +182,7 @@ class Steering:
         if sae.config.activation == "topk":
             a = pick(*sae.strongest(read.to(sae.dtype)), b["index"].unsqueeze(1)).to(x.dtype)
         else:
-            columns = (b[f"row_{name}"] for name in ROW_COLUMNS)
-            a = evaluate(read, FeatureRows(b["encoder"], b["decoder"], *columns))
+            a = evaluate(read, self.slot_rows)
         on = self._on(a, kinds, positions, None if entropy is None else entropy.to(sae.device))
         after, n = a, self.slots
         for depth in range(self.depth):
@@ -261,6 +265,7 @@ class Steering:
         out = object.__new__(Steering)
         out.__dict__.update(self.__dict__)
         out.b = {name: t.clone() for name, t in self.b.items()}
+        out.slot_rows = out._slot_rows()
         return out
 
     def load(self, other: Steering) -> None:
