@@ -92,7 +92,10 @@ def test_a_batch_of_different_edits_gives_each_row_its_solo_text(scope):
         assert alone.ids == reply.ids
         assert alone.text == reply.text
         if edit:
-            assert (alone.receipt.touched, alone.receipt.seen) == (reply.receipt.touched, len(alone.ids) - 1 + alone.prompt_tokens)
+            assert (alone.receipt.touched, alone.receipt.seen) == (
+                reply.receipt.touched,
+                len(alone.ids) - 1 + alone.prompt_tokens,
+            )
 
 
 def test_two_conversations_in_turns_do_not_touch(scope):

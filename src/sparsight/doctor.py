@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -62,7 +61,6 @@ def examine() -> dict[str, Any]:
         "torch threads": torch.get_num_threads(),
         "compiled decoding": _compiling(device),
         "embedded demo": _demo(),
-        "colour": "yes" if sys.stdout.isatty() else "no (output is not a terminal)",
         "disk": f"{shutil.disk_usage(os.getcwd()).free / 1e9:.1f} GB free here",
         "fits": [
             {"model": m.name, "needs_gb": round(m.needs(), 2), "fits": m.needs() * 1e9 < 0.95 * free} for m in MODELS

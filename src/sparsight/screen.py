@@ -137,7 +137,10 @@ def show_table(about: Mapping[str, Any]) -> None:
     """Two columns."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in about.items():
-        table.add_row(Text(name, style="dim"), Text(f"{value:,}" if isinstance(value, int) else str(value)))
+        said = (
+            ("no", "yes")[value] if isinstance(value, bool) else f"{value:,}" if isinstance(value, int) else str(value)
+        )
+        table.add_row(Text(name, style="dim"), Text(said))
     console().print(table)
 
 

@@ -75,13 +75,11 @@ class Batch:
         ids = [[pad] * (width - len(p)) + list(p.ids) for p in prompts]
         kinds = [[0] * (width - len(p)) + [int(k) for k in p.kinds] for p in prompts]
         mask = [[False] * (width - len(p)) + [True] * len(p) for p in prompts]
-        tensors = (torch.tensor(rows, device=device) for rows in (ids, mask, kinds))
-        return cls(*tensors)
+        made = [torch.tensor(rows, device=device) for rows in (ids, mask, kinds)]
+        return cls(made[0], made[1], made[2])
 
     @classmethod
-    def of_tensor(
-        cls, ids: Int[Tensor, "batch pos"], attention_mask: Tensor | None, seen: Tensor | None, kinds: Tensor | None
-    ) -> Batch:
+    def of_tensor(cls, ids: Tensor, attention_mask: Tensor | None, seen: Tensor | None, kinds: Tensor | None) -> Batch:
         """A caller's tensors. attention_mask: over these tokens, or over the seen ones and these; of the seen ones
         `seen` knows better, since they lie in the cache as they were run, not as they were given."""
         ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
@@ -107,8 +105,8 @@ class Batch:
         """The same rows with all padding moved to the left."""
         forward = self.mask.to(torch.int8).argsort(dim=-1, stable=True)
         back = forward.argsort(-1)
-        moved = (t.gather(-1, forward) for t in (self.ids, self.mask, self.kinds))
-        return Batch(*moved, self.prompt, back)
+        ids, mask, kinds = (t.gather(-1, forward) for t in (self.ids, self.mask, self.kinds))
+        return Batch(ids, mask, kinds, self.prompt, back)
 
     def as_given(self, flow: Tensor) -> Tensor:
         """What flowed in this pass, [batch, pos, ...], in the caller's own layout."""

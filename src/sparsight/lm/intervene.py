@@ -74,7 +74,8 @@ class _Acting:
         return None if self.direct is None else flow - self.direct.to(flow)
 
     def _after(self, given: Tensor, out: Any, as_run: Callable[[Tensor], Tensor]) -> Tensor | None:
-        after, effect = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
+        pair: tuple[Any, Any] = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
+        after, effect = pair
         self._check(given, after)
         if self.cleanup and not isinstance(out, tuple) and after is not given:
             effect = after - given

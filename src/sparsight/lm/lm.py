@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class ObservableLanguageModel:
         self._takes_positions = "position_ids" in accepted
         self._takes_logits_to_keep = "logits_to_keep" in accepted
 
-    @property
+    @cached_property
     def config(self) -> Any:
         """The text part of the model's configuration."""
         return self.model.config.get_text_config(decoder=True)
@@ -237,7 +238,7 @@ class ObservableLanguageModel:
     @property
     def pad_token(self) -> int:
         """The id that fills rows; it is masked, so any that the model has will do."""
-        token = None if self._tokenizer is None else self._tokenizer.pad_token_id
+        token: Any = None if self._tokenizer is None else self._tokenizer.pad_token_id
         return int(token) if token is not None and token < self.vocabulary else 0
 
     def prompts(self, inputs: Any) -> list[Prompt]:
@@ -357,8 +358,8 @@ def seen_mask(past: Cache) -> Tensor:
     known = getattr(past, "seen_mask", None)
     if known is not None:
         return known[:, : past.get_seq_length()]  # less where the caller cropped it
-    keys = past.layers[0].keys
-    assert keys is not None
+    first: Any = past.layers[0]
+    keys = first.keys
     return torch.ones(keys.shape[0], past.get_seq_length(), dtype=torch.bool, device=keys.device)
 
 

@@ -9,9 +9,10 @@ from sparsight.lm.lm import ObservableLanguageModel
 
 
 def wrap(lm: ObservableLanguageModel) -> Any:
-    """nnsight's LanguageModel around the model that is loaded already; nothing is copied."""
+    """nnsight's own model around the one that is loaded already; nothing is copied."""
     try:
-        from nnsight import LanguageModel
+        import nnsight
     except ImportError as error:
         raise Missing("nnsight is not installed: pip install 'sparsight[nnsight]'.") from error
-    return LanguageModel(lm.model, tokenizer=lm.tokenizer)
+    wrapper = getattr(nnsight, "TransformersModel", None) or nnsight.LanguageModel  # the older name is deprecated
+    return wrapper(lm.model, tokenizer=lm.tokenizer)

@@ -3,22 +3,19 @@
 folder/
   sae.safetensors    W_enc [d_hidden, d_in], b_enc, W_dec [d_hidden, d_in], b_dec; threshold, r_mag, b_mag where
                      the activation has them; scale [d_hidden], float32: each feature's unit
-  sae.json           schema, the config, the content's fingerprint
+  sae.json           schema, the config, the content's fingerprint, and one of scale
 """
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from sparsight.errors import BadFile, BadInput, Mismatch
-from sparsight.sae.disk import read_json, read_safetensors
+from sparsight.sae.disk import first_line, read_json, read_safetensors, write_json, write_safetensors
 from sparsight.sae.foreign import PUBLISHED, read_card, read_saelens
 from sparsight.sae.sae import SaeConfig, SparseAutoEncoder, content_hash
 
@@ -36,7 +33,7 @@ def load_sae(
 
     path: a native folder (sae.json), a SAELens folder (cfg.json), the model card's .pth file, or a repository
     "owner/name" that holds one of these. d_model, expansion_factor: as on the card; given, they are checked.
-    dtype: of the loaded SAE; None keeps the file's.
+    dtype: of the loaded SAE; None keeps that of the file's encoder.
     Raises BadFile for a file that is absent, corrupt, unsafe or unknown; Mismatch where it has other sizes.
     """
     found = _found(path)
@@ -49,7 +46,7 @@ def load_sae(
     else:
         known = "a native folder (sae.json), a SAELens folder (cfg.json) or the model card's .pth"
         raise BadFile(f"No SAE that sparsight can read at '{path}'. It reads {known}.")
-    wanted = (d_model, d_model * expansion_factor if d_model and expansion_factor else None)
+    wanted = (d_model, None if expansion_factor is None else (d_model or sae.d_in) * expansion_factor)
     for asked, real, name in zip(wanted, (sae.d_in, sae.d_hidden), ("d_in", "d_hidden"), strict=True):
         if asked is not None and asked != real:
             raise Mismatch(f"Asked for an SAE with {name} {asked:,}; the one at '{path}' has {real:,}.")
@@ -60,16 +57,14 @@ def save_sae(sae: SparseAutoEncoder, folder: str | Path) -> Path:
     """Write the native format; the folder holds the whole SAE or, if this is cut off, none."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: parameter.detach().contiguous().cpu() for name, parameter in sae.named_parameters()}
-    if sae.scale is not None:
-        tensors["scale"] = sae.scale.float().cpu()
+    tensors = dict(sae.named_parameters())
+    scale = {} if sae.scale is None else {"scale": sae.scale.float()}
     described: dict[str, Any] = {"schema": SCHEMA, **asdict(sae.config), "dtype": str(sae.dtype).split(".")[-1]}
-    described["fingerprint"] = content_hash(sae.config, {k: v for k, v in tensors.items() if k != "scale"})
+    described["fingerprint"] = content_hash(sae.config, tensors)
+    described["scale_fingerprint"] = content_hash(sae.config, scale)
     (folder / "sae.json").unlink(missing_ok=True)  # without it the folder is no SAE: the last file makes it whole
-    save_file(tensors, folder / "sae.safetensors.part")
-    os.replace(folder / "sae.safetensors.part", folder / "sae.safetensors")
-    (folder / "sae.json.part").write_text(json.dumps(described, indent=2) + "\n")
-    os.replace(folder / "sae.json.part", folder / "sae.json")
+    write_safetensors(folder / "sae.safetensors", tensors | scale)
+    write_json(folder / "sae.json", described)
     return folder
 
 
@@ -85,9 +80,10 @@ def read_native(folder: Path) -> SparseAutoEncoder:
         sae = SparseAutoEncoder.from_tensors(config, read_safetensors(folder / "sae.safetensors"))
     except (BadInput, TypeError) as error:
         raise BadFile(f"'{folder}' is not a sound native SAE: {error}") from error
-    if described.get("fingerprint") != sae.fingerprint:
-        said = f"its content is {sae.fingerprint}, sae.json says {described.get('fingerprint')}"
-        raise BadFile(f"'{folder}' was changed or damaged: {said}.")
+    scale = content_hash(config, {} if sae.scale is None else {"scale": sae.scale})
+    for name, real in (("fingerprint", sae.fingerprint), ("scale_fingerprint", scale)):
+        if described.get(name) != real:
+            raise BadFile(f"'{folder}' was changed or damaged: its {name} is {real}, said {described.get(name)}.")
     return sae
 
 
@@ -107,5 +103,6 @@ def _found(path: str | Path) -> Path:
             return Path(hf_hub_download(name, PUBLISHED[name].file))
         patterns = ["sae.json", "sae.safetensors", "cfg.json", "sae_weights.safetensors"]
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BadFile(f"No SAE at '{path}': no such file, and the Hugging Face hub gave none ({error}).") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:  # ValueError: not a name for a hub
+        why = first_line(error)
+        raise BadFile(f"No SAE at '{path}': no such file, and the Hugging Face hub gave none ({why}).") from error

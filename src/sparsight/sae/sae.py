@@ -197,9 +197,9 @@ class SparseAutoEncoder(nn.Module):
     def encode_codes(self, x: Float[Tensor, "*token d_in"], memory: int = ENCODE_MEMORY) -> Codes:
         """Features of x straight in their sparse form, in blocks of tokens and features.
 
-        memory: bytes of dense work held at any moment, besides x, the weights and the active pairs; less than one
-        token and one feature need counts as that. The dense [token, feature] matrix never exists: 8,192 tokens of
-        65,536 features would be 1 GiB in bf16. Leading axes are flattened: token = row-major index over them.
+        memory: bytes of dense work held at any moment, besides x, the weights and the active pairs (up to 60 bytes
+        each while they are put in order). Less than one token and one feature need counts as that. The dense matrix
+        never exists: 8,192 tokens of 65,536 features would be 1 GiB in bf16. Leading axes are flattened, row-major.
         """
         x = self._checked(x).reshape(-1, self.d_in)
         tokens, width = self._block(len(x), memory)
@@ -299,7 +299,7 @@ class SparseAutoEncoder(nn.Module):
     def _block(self, tokens: int, memory: int) -> tuple[int, int]:
         """How many tokens, and how many of their features, are computed at once within so many bytes."""
         size, top = self.dtype.itemsize, (self.config.k or 0) if self.config.activation == "topk" else 0
-        per_entry = size + 48 if top else 4 * size + 25  # pre, what it passes through, a mask; indices if all are active
+        per_entry = size + 48 if top else 4 * size + 25  # pre, what it passes through, a mask; indices of all
         per_token = 4 * size * self.d_in + 2 * top * per_entry  # x as read; the strongest so far and of this block
         rows = max(1, min(tokens, memory // (per_token + per_entry * min(self.d_hidden, 1024))))
         return rows, max(1, min(self.d_hidden, (memory // rows - per_token) // per_entry))

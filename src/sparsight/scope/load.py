@@ -33,7 +33,9 @@ def load(
     hook_point: where the SAE reads; None takes what the SAE says. device, dtype: see ObservableLanguageModel.
     """
     labels: dict[int, str] = {}
+    name = None
     if isinstance(model, str) and model == "demo":
+        name = "demo"
         folder = demo_folder()
         model = folder / "model"
         if sae is None:
@@ -44,6 +46,7 @@ def load(
         sae = load_sae(sae)
     lm = model if isinstance(model, ObservableLanguageModel) else None
     lm = lm or ObservableLanguageModel(model, device, dtype, tokenizer=tokenizer)  # type: ignore[arg-type]
+    lm.name = name or lm.name
     check_made_for(sae, lm)
     return Scope(lm, sae, hook_point, labels)
 

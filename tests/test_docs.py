@@ -1,0 +1,46 @@
+"""Whatever is written about the code is executed: Python blocks of the README and the docs run, in order."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from sparsight import errors
+from sparsight.cli import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name)
+def test_every_python_block_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in BLOCK.finditer(page.read_text()):
+        line = page.read_text()[: block.start()].count("\n") + 2
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile("\n" * (line - 1) + block.group(1), str(page), "exec"), names)
+
+
+def test_every_verb_and_option_is_documented():
+    page = (ROOT / "docs" / "cli.md").read_text()
+    for name, verb in cli.commands.items():
+        assert f"## sparsight {name}" in page
+        for option in verb.params:
+            if option.param_type_name == "option":
+                assert f"`{option.opts[0]}`" in page, f"{name} {option.opts[0]}"
+
+
+def test_every_error_is_documented():
+    page = (ROOT / "docs" / "errors.md").read_text()
+    named = [n for n, e in vars(errors).items() if isinstance(e, type) and e is not errors.SparsightError]
+    assert all(f"`{name}`" in page for name in named)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
