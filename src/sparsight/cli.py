@@ -88,10 +88,10 @@ def demo(prompt: str | None, edits: tuple[str, ...], json_: bool, **sampling: An
     from sparsight.scope.load import load, showcase
 
     scope, story = load("demo"), showcase()
-    prompt = story["prompt"] if prompt is None else prompt
+    begin = str(story["prompt"]) if prompt is None else prompt
     wish = _edits(scope, edits or (story["edit"],))
-    out = scope.compare(prompt, wish, read=True, **{**sampling, "seed": sampling["seed"] or story.get("seed", 0)})
-    _print_json(screen.comparison_json(out)) if json_ else screen.show_demo(scope, prompt, wish, out)
+    out = scope.compare(begin, wish, read=True, **{**sampling, "seed": sampling["seed"] or story.get("seed", 0)})
+    _print_json(screen.comparison_json(out)) if json_ else screen.show_demo(scope, begin, wish, out)
 
 
 @cli.command()

@@ -2,7 +2,7 @@
 
 Python dispatch, not arithmetic, is what makes a small step slow. Compiled, a step is one call; the interventions'
 numbers and the cache are buffers that the graph reads, so other edits are other numbers and nothing is compiled
-again. On CUDA the graph is captured (mode "reduce-overhead"). The token ids are those of the eager path.
+again. On CUDA the graph is captured. The token ids are those of the eager path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, StaticCache, StaticLayer
 
 from sparsight.errors import NotReached
@@ -66,8 +66,7 @@ class CompiledStep:
         static = [self.mask, self.positions, self.kinds, self.flowed, *self.read.values()]
         for tensor in [*static, *(t for i in self.interventions.values() for t in i.b.values())]:
             torch._dynamo.mark_static_address(tensor)
-        mode = "reduce-overhead" if lm.device.type == "cuda" else None
-        self._graph = torch.compile(own_code(self._step), fullgraph=True, dynamic=False, mode=mode)
+        self._graph = torch.compile(own_code(self._step), fullgraph=True, dynamic=False, options=compiler_options(lm.device))
 
     def load(self, past: Cache, batch: Batch, interventions: Mapping[str, Any]) -> None:
         """Take over what an eager prefill left: `batch` is the next token of each row, not yet in the cache."""
@@ -133,7 +132,7 @@ def compiled_step(
     acting = {point: i for point, i in interventions.items() if i.acts}
     capacity = -(-(past.get_seq_length() + room + 1) // BUCKET) * BUCKET
     shapes = tuple((point, i.signature) for point, i in sorted(acting.items()))
-    key = (len(batch.ids), capacity, shapes, tuple(read_at), lm.dtype, str(lm.device))
+    key = (len(batch.ids), capacity, shapes, tuple(read_at), lm.dtype, str(lm.device), modules_now(lm.model))
     step = lm.compiled_steps.pop(key, None) or CompiledStep(lm, len(batch.ids), capacity, acting, read_at)
     step.load(past, batch, acting)
     try:
@@ -169,6 +168,20 @@ def cpp_compiler() -> str | None:
         return cpp_builder.get_cpp_compiler()
     except (exc.InvalidCxxCompiler, RuntimeError, OSError):
         return next((found for name in config.cpp.cxx if name and (found := shutil.which(name))), None)
+
+
+def modules_now(model: nn.Module) -> int:
+    """A hash of what a graph takes for granted of the model: which modules it has, their modes, how many hooks."""
+    return hash(tuple((id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()))
+
+
+def compiler_options(device: torch.device) -> dict[str, Any]:
+    """What the compiler is told: leave out what is checked at each step and cannot change within a generation. At 32
+    layers its guards on every module's attributes, and its checks of every tensor's layout, took a third of the step.
+    """
+    told: dict[str, Any] = {"triton.cudagraphs": device.type == "cuda", "size_asserts": False}
+    skip = getattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe", None)  # newer than our oldest torch
+    return told if skip is None else told | {"guard_filter_fn": skip}
 
 
 def own_code(method: Any) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparsight.errors import BadFile, BadInput, Mismatch
 from sparsight.sae.disk import first_line, read_json, read_safetensors, write_json, write_safetensors
@@ -57,7 +58,7 @@ def save_sae(sae: SparseAutoEncoder, folder: str | Path) -> Path:
     """Write the native format; the folder holds the whole SAE or, if this is cut off, none."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = dict(sae.named_parameters())
+    tensors: dict[str, Tensor] = dict(sae.named_parameters())
     scale = {} if sae.scale is None else {"scale": sae.scale.float()}
     described: dict[str, Any] = {"schema": SCHEMA, **asdict(sae.config), "dtype": str(sae.dtype).split(".")[-1]}
     described["fingerprint"] = content_hash(sae.config, tensors)

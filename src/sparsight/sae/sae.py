@@ -192,7 +192,7 @@ class SparseAutoEncoder(nn.Module):
         x, mean, size = self._read(x)
         features = self._activate(self._pre(x))
         x_hat = self.decode(features)
-        return (x_hat if size is None else x_hat * size + mean), features
+        return (x_hat if size is None or mean is None else x_hat * size + mean), features
 
     def encode_codes(self, x: Float[Tensor, "*token d_in"], memory: int = ENCODE_MEMORY) -> Codes:
         """Features of x straight in their sparse form, in blocks of tokens and features.
@@ -361,7 +361,7 @@ def content_hash(config: SaeConfig, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous().cpu()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.view(torch.uint8).numpy()))
+        digest.update(tensor.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
