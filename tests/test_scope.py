@@ -262,3 +262,12 @@ def test_nothing_warns(scope):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scope.compare("Hello", Controller.of(scope.features[3].nudge(1)), max_new_tokens=3, read=True)
+
+
+def test_a_stream_that_cannot_be_is_refused_before_it_is_read(scope):
+    """So that a server can answer with an error instead of breaking off."""
+    for wrong in ({"edits": Feature(FEATURES).nudge(1)}, {"temperature": -1}, {"max_new_tokens": 1.5}):
+        with pytest.raises(BadInput):
+            scope.complete("Hello", stream=True, **wrong)
+    with pytest.raises(BadInput):
+        scope.complete("word " * 400, stream=True)

@@ -76,6 +76,9 @@ class Sampling:
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+        for name in ("max_new_tokens", "top_k", "seed"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise BadInput(f"{name} must be a whole number, not {getattr(self, name)!r}.")
         bounds: dict[str, tuple[float, float]] = {
             "max_new_tokens": (1, math.inf),
             "temperature": (0, 100),

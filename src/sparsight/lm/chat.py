@@ -114,7 +114,7 @@ def _between(pairs: Sequence[tuple[Message, str]], rendered: str, at: int) -> li
 def _end(content: str, template: str, rendered: str, at: int, last: bool) -> int:
     """Where the content that begins at `at` ends: as it was written, or stripped, or else where the template goes on;
     -1 where it does not."""
-    for written in (content, content.strip(), content.lstrip(), content.rstrip()):
+    for written in (content, content.strip()):
         if rendered.startswith(written + template, at):
             stop = at + len(written)
             if not last or stop + len(template) == len(rendered):

@@ -66,7 +66,8 @@ class CompiledStep:
         static = [self.mask, self.positions, self.kinds, self.flowed, *self.read.values()]
         for tensor in [*static, *(t for i in self.interventions.values() for t in i.b.values())]:
             torch._dynamo.mark_static_address(tensor)
-        self._graph = torch.compile(own_code(self._step), fullgraph=True, dynamic=False, options=compiler_options(lm.device))
+        told = compiler_options(lm.device)
+        self._graph = torch.compile(own_code(self._step), fullgraph=True, dynamic=False, options=told)
 
     def load(self, past: Cache, batch: Batch, interventions: Mapping[str, Any]) -> None:
         """Take over what an eager prefill left: `batch` is the next token of each row, not yet in the cache."""

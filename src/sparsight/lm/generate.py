@@ -109,7 +109,8 @@ def stream(
     entropy: bool = False,
     **options: Any,
 ) -> Iterator[Piece]:
-    """The same, piece by piece. With read_at, each piece waits for the pass that reads its token.
+    """The same, piece by piece: what cannot be done is refused now, passes run as pieces are asked for. With read_at,
+    each piece waits for the pass that reads its token.
 
     entropy: also run the unedited model beside, on the same tokens, and tell interventions its next-token entropy.
     """
@@ -119,26 +120,29 @@ def stream(
     if not lm.has_tokenizer and any(wish.stop for wish in asked):
         raise BadInput("Stop strings need a tokenizer: give the model its own, or use stop_tokens.")
     writers = [_Row(lm, i, prompt, wish) for i, (prompt, wish) in enumerate(zip(rows, asked, strict=True))]
-    sampler = Sampler(asked, lm.device)
     acting = {point: i for point, i in (interventions or {}).items() if i is not None}
     passes = _Passes(lm, acting, tuple(read_at), entropy)
-    batch = lm.batch(rows)
+    return _written(passes, lm.batch(rows), writers, Sampler(asked, lm.device), compiled)
+
+
+def _written(passes: _Passes, batch: Batch, writers: list[_Row], sampler: Sampler, compiled: bool) -> Iterator[Piece]:
+    """The loop itself."""
     logits, _ = passes(batch)
     with ExitStack() as held:  # the compiled step, where there is one, is this generation's until it ends
         run: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] | None = None if compiled else passes
         while True:
             chosen = sampler(logits)
             told = [w.push(token) for w, token in zip(writers, chosen.tolist(), strict=True) if not w.finish]
-            if not read_at:
+            if not passes.read_at:
                 yield from told
             going = any(not w.finish for w in writers)
-            if not going and not read_at:
+            if not going and not passes.read_at:
                 return
-            batch = _next(batch, chosen, {p.row for p in told if read_at or not p.finish})
+            batch = _next(batch, chosen, {p.row for p in told if passes.read_at or not p.finish})
             if run is None:
                 run = _compiled_or_eager(passes, batch, max(w.limit for w in writers), held)
             logits, read = run(batch)
-            if read_at:
+            if passes.read_at:
                 yield from (replace(p, activations={h: a[p.row, -1] for h, a in read.items()}) for p in told)
                 if not going:
                     return

@@ -206,7 +206,17 @@ class Scope:
         asked = sampling_of(sampling, options, len(prompts))
         controllers = controllers_of(edits, len(prompts), many)
         steering = self.steering(controllers, prompts)
-        chunks = self._chunks(prompts, steering, asked, read or on_token is not None, compiled)
+        reading = read or on_token is not None
+        pieces = stream(
+            self.lm,
+            prompts,
+            asked,
+            {self.hook_point: steering},
+            read_at=(self.hook_point,) if reading else (),
+            compiled=compiled,
+            entropy=steering.needs_entropy,
+        )
+        chunks = self._chunks(pieces, steering)
         if streaming:
             return chunks if on_token is None else _telling(chunks, on_token)
         rows: list[list[Chunk]] = [[] for _ in prompts]
@@ -218,21 +228,9 @@ class Scope:
         ]
         return replies if many else replies[0]
 
-    def _chunks(
-        self, prompts: list[Prompt], steering: Steering, asked: list[Sampling], read: bool, compiled: bool
-    ) -> Iterator[Chunk]:
-        point = self.hook_point
-        pieces = stream(
-            self.lm,
-            prompts,
-            asked,
-            {point: steering},
-            read_at=(point,) if read else (),
-            compiled=compiled,
-            entropy=steering.needs_entropy,
-        )
+    def _chunks(self, pieces: Iterator[Piece], steering: Steering) -> Iterator[Chunk]:
         for piece in pieces:
-            features = self._features_of(piece) if read else ()
+            features = self._features_of(piece) if piece.activations else ()
             events = tuple(steering.new_events(piece.row))
             yield Chunk(piece.row, piece.index, piece.id, piece.text, piece.finish, features, events)
 
