@@ -90,7 +90,7 @@ def main() -> None:
     plain = write(scope)
     results = {}
     for index, entry in described["labels"].items():
-        topic, feature = topics[entry["label"]], int(index)
+        topic, feature = topics[entry["topic"]], int(index)
         other = picks.choice([f for f in live if f != feature])
         results[topic.name] = measure(scope, topic, feature, entry["suggested"], plain, other)
         shown = {k: v for k, v in results[topic.name].items() if k != "samples"}

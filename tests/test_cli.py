@@ -152,6 +152,7 @@ def test_bytes_that_are_no_text_are_refused_from_a_pipe(saved):
 
 
 def test_a_reader_that_leaves_early_is_no_error(saved):
-    command = f"{sys.executable} -m sparsight.cli read 'Once upon a time' --model {saved[0]} --sae {saved[1]} --json | head -c 20"
+    verb = f"read 'Once upon a time' --model {saved[0]} --sae {saved[1]} --json"
+    command = f"{sys.executable} -m sparsight.cli {verb} | head -c 20"
     out = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, timeout=120)
     assert out.stderr == b""

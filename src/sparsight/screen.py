@@ -13,7 +13,8 @@ from rich.text import Text
 from sparsight.edits import Controller
 from sparsight.records import SPECIAL
 
-TINTS = ("#3b2f00", "#5c4700", "#856500", "#b38600", "#e0a800")  # weak to strong, on dark and light grounds alike
+# Weak to strong. Letters and ground are set together, so that they can be read on dark and light screens alike.
+TINTS = ("white on #4a3c08", "white on #6b540a", "white on #8f6c0a", "black on #c8960c", "black on #ffc21a")
 
 
 def console() -> Console:
@@ -26,7 +27,7 @@ def tinted(texts: Iterable[str], strengths: Iterable[float]) -> Text:
     line = Text()
     for text, strength in zip(texts, strengths, strict=True):
         step = min(int(strength * len(TINTS)), len(TINTS) - 1)
-        line.append(text, style=f"on {TINTS[step]}" if strength > 0.02 else "")
+        line.append(text, style=TINTS[step] if strength > 0.02 else "")
     return line
 
 

@@ -53,6 +53,7 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
     """Write next to the file, bring it to the disk, and only then give it its name."""
     part = path.with_name(path.name + ".part")
     write(part)
+    part.chmod(0o644)  # safetensors makes files that only their maker can read
     with part.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)

@@ -42,10 +42,10 @@ def load(
             sae, labels = folder / "sae", read_labels(folder / "labels.json")
     if sae is None:
         raise BadInput("Which SAE? Give sae=: a folder, the model card's .pth, a repository on the hub, or an SAE.")
-    if not isinstance(sae, SparseAutoEncoder):
-        sae = load_sae(sae)
     lm = model if isinstance(model, ObservableLanguageModel) else None
     lm = lm or ObservableLanguageModel(model, device, dtype, tokenizer=tokenizer)  # type: ignore[arg-type]
+    if not isinstance(sae, SparseAutoEncoder):
+        sae = load_sae(sae, dtype=lm.dtype)
     lm.name = name or lm.name
     check_made_for(sae, lm)
     return Scope(lm, sae, hook_point, labels)
