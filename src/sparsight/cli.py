@@ -19,6 +19,7 @@ import click
 from sparsight import __version__
 from sparsight.errors import SparsightError
 
+SMALL = 30_000_000  # parameters
 SHORT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -85,9 +86,9 @@ def cli() -> None:
 def demo(prompt: str | None, edits: tuple[str, ...], json_: bool, **sampling: Any) -> None:
     """Watch a small real model write, see its features, turn one up."""
     from sparsight import screen
-    from sparsight.scope.load import load, showcase
+    from sparsight.scope.load import showcase
 
-    scope, story = load("demo"), showcase()
+    (scope, sampling), story = _scope(dict(sampling)), showcase()
     begin = str(story["prompt"]) if prompt is None else prompt
     wish = _edits(scope, edits or (story["edit"],))
     out = scope.compare(begin, wish, read=True, **{**sampling, "seed": sampling["seed"] or story.get("seed", 0)})
@@ -167,8 +168,15 @@ def _scope(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The scope that the model options name, and the options that are left."""
     from sparsight.scope.load import load
 
-    which = {name: options.pop(name) for name in ("model", "sae", "hook_point", "device", "dtype")}
-    return load(which.pop("model"), which.pop("sae"), **which), options
+    which = {name: options.pop(name) for name in ("model", "sae", "hook_point", "device", "dtype") if name in options}
+    scope = load(which.pop("model", "demo"), which.pop("sae", None), **which)
+    if scope.lm.device.type == "cpu" and sum(p.numel() for p in scope.lm.model.parameters()) < SMALL:
+        import torch
+
+        torch.set_num_threads(
+            1
+        )  # for matrices this small, threads cost more than they give; on a busy machine, much more
+    return scope, options
 
 
 def _edits(scope: Any, lines: Sequence[str]) -> Any:
