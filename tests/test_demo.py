@@ -78,3 +78,16 @@ def test_the_command_tells_its_story(capsys):
     assert data["plain"]["receipt"] is None
     assert data["steered"]["receipt"]["touched"] > 0
     assert len(data["plain"]["features"]) == len(data["plain"]["ids"])
+
+
+def test_it_runs_in_its_own_dtype_and_where_accelerate_puts_it(demo):
+    there = sparsight.load("demo", device="auto")
+    assert there.lm.dtype is torch.bfloat16
+    assert there.sae.dtype is torch.bfloat16
+    assert there.sae.fingerprint == demo.sae.fingerprint
+    edit = demo.features["animals"].nudge(0.6)
+    plain, steered = there.complete(["Once upon a time"] * 2, [None, edit], max_new_tokens=20)
+    assert plain.text != steered.text
+    assert steered.receipt.change == pytest.approx(
+        demo.complete("Once upon a time", edit, max_new_tokens=20).receipt.change, rel=0.3
+    )

@@ -44,7 +44,7 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option("--sae", "-s", help="A folder, the model card's .pth, a repository on the hub."),
             click.option("--hook-point", help="Where the SAE reads, as model.layers.19. [default: what the SAE says]"),
-            click.option("--device", help="cpu, cuda, mps. [default: the GPU where there is one]"),
+            click.option("--device", help="cpu, cuda, mps, auto. [default: the GPU where there is one]"),
             click.option("--dtype", help="bfloat16, float16, float32. [default: the model's own on a GPU]"),
         ]
     ):

@@ -74,10 +74,16 @@ class CompiledStep:
         length = past.get_seq_length()
         for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
             assert isinstance(mine, StaticLayer)
+            assert isinstance(theirs, DynamicLayer)
+            keys, values = theirs.keys, theirs.values
+            assert keys is not None
+            assert values is not None
             if not mine.is_initialized:
-                mine.lazy_initialization(theirs.keys, theirs.values)
-            mine.keys[:, :, :length].copy_(theirs.keys)
-            mine.values[:, :, :length].copy_(theirs.values)
+                mine.lazy_initialization(keys, values)
+            assert mine.keys is not None
+            assert mine.values is not None
+            mine.keys[:, :, :length].copy_(keys)
+            mine.values[:, :, :length].copy_(values)
             mine.cumulative_length.fill_(length)
         self.mask.fill_(1)
         self.mask[:, : batch.mask.shape[1]].copy_(batch.mask)

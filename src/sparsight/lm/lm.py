@@ -40,9 +40,10 @@ class ObservableLanguageModel:
     """Any Hugging Face causal language model.
 
     model: a name on the hub, a folder, or a loaded model (then give its tokenizer too, where text is wanted).
-    device: None takes the GPU where there is one. dtype: None takes the checkpoint's own on a GPU and float32 on a
-    CPU. cleanup_intervention_layer: a later hook point at whose output the direct effect of every intervention is
-    taken off again, so that only its effect through the layers between remains.
+    device: None takes the GPU where there is one; "auto" spreads the layers over all of them (needs accelerate).
+    dtype: None takes the checkpoint's own on a GPU and float32 on a CPU.
+    cleanup_intervention_layer: a later hook point at whose output the direct effect of every intervention is taken off
+    again, so that only its effect through the layers between remains.
     Raises BadFile where the model cannot be loaded.
     """
 
@@ -57,7 +58,9 @@ class ObservableLanguageModel:
         revision: str | None = None,
     ):
         if isinstance(model, PreTrainedModel):
-            self.model = model if device is None and dtype is None else model.to(device=device, dtype=as_dtype(dtype))
+            self.model: PreTrainedModel = model
+            if device is not None or dtype is not None:
+                torch.nn.Module.to(model, device=device, dtype=as_dtype(dtype))  # in place
             self.name = model.config.name_or_path or type(model).__name__
         else:
             self.name = str(model)
@@ -94,7 +97,7 @@ class ObservableLanguageModel:
     @property
     def device(self) -> torch.device:
         """Where its input goes; a model spread over several GPUs begins here."""
-        return self.model.get_input_embeddings().weight.device
+        return self._embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -233,7 +236,13 @@ class ObservableLanguageModel:
     @property
     def vocabulary(self) -> int:
         """How many token ids it can read."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        return int(self._embeddings.shape[0])
+
+    @property
+    def _embeddings(self) -> Float[Tensor, "vocabulary d"]:
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def pad_token(self) -> int:
@@ -287,16 +296,18 @@ def load_pretrained(
     name: str, device: str | torch.device | None, dtype: torch.dtype | None, revision: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Model and tokenizer from a folder or the hub; the tokenizer is None where there is none beside the model."""
-    target = torch.device(device) if device is not None else best_device()
-    if dtype is None:
-        dtype = torch.float32 if target.type == "cpu" else "auto"  # type: ignore[assignment]
+    spread = device == "auto"  # over all GPUs, by accelerate
+    target = torch.device(device) if device is not None and not spread else best_device()
+    as_stored = dtype is None and (spread or target.type != "cpu")
+    how: dict[str, Any] = {"dtype": "auto" if as_stored else dtype or torch.float32, "revision": revision}
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise BadFile(f"No model at '{name}': there is no such folder.")
     name = str(Path(name).expanduser()) if name.startswith("~") else name
     try:
         with no_progress_bar():
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision)
-        model = model.to(target)
+            model = AutoModelForCausalLM.from_pretrained(name, **how, **({"device_map": "auto"} if spread else {}))
+        if not spread:
+            torch.nn.Module.to(model, target)
     except Exception as error:  # whatever any of transformers' loaders raises about a file
         raise BadFile(f"Cannot load the model '{name}': {first_line(error)}") from error
     try:

@@ -93,6 +93,7 @@ class Steering:
         }
         for row, (program, chain, length) in enumerate(zip(programs, chains, prompt_lengths, strict=True)):
             self._fill_row({name: t[row] for name, t in b.items()}, program, chain, length)
+        b["spared"] = ~b["kinds"] & int(SPECIAL)  # template and BOS tokens, unless they are asked for
         self.b = {name: t.to(device) for name, t in b.items()}
         self.b |= self._feature_rows(programs)
         for name, shape, dtype in (("seen", (), wide), ("touched", (), wide), ("ratio", (), wide)):
@@ -188,7 +189,7 @@ class Steering:
         for depth in range(self.depth):
             changed = b["factor"][:, None, depth] * after + b["shift"][:, None, depth]
             after = torch.where(on[..., depth * n : (depth + 1) * n], changed, after)
-        edited = on[..., : self.depth * n].unflatten(-1, (self.depth, n)).any(-2)
+        edited = on[..., :n] if self.depth == 1 else on[..., : self.depth * n].unflatten(-1, (self.depth, n)).any(-2)
         change = torch.where(edited, after - a, torch.zeros_like(a))
         delta = change @ b["decoder"]
         delta = delta if size is None else delta * size
@@ -197,7 +198,8 @@ class Steering:
         b["seen"] += (kinds != 0).sum(-1)
         b["touched"] += touched.sum(-1)
         b["ratio"] += torch.where(touched, share, torch.zeros_like(share)).sum(-1)
-        b["fired"] |= on[..., self.depth * n :].any(1)
+        if b["fired"].shape[-1]:
+            b["fired"] |= on[..., self.depth * n :].any(1)
         out = (x + delta).to(device=home, dtype=flow.dtype)
         return torch.where(touched.to(home).unsqueeze(-1), out, flow)
 
@@ -207,7 +209,7 @@ class Steering:
         """Which edits and events hold at which token."""
         b = self.b
         kind, want = kinds.unsqueeze(-1), b["kinds"].unsqueeze(1)
-        on = ((kind & want) != 0) & ((kind & ~want & int(SPECIAL)) == 0)
+        on = ((kind & want) != 0) & ((kind & b["spared"].unsqueeze(1)) == 0)
         if b["positions"].shape[-1]:
             named = (positions[:, :, None, None] == b["positions"].unsqueeze(1)).any(-1)
             on = on | (named & (kind != 0))
