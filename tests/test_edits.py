@@ -149,6 +149,7 @@ def test_prompt_touching_is_known():
 @given(any_controller)
 def test_our_json_round_trips(controller):
     there = json.loads(json.dumps(to_json(controller)))
+    assert all(to_json(edit) == to_json(Controller((edit,))) for edit in controller.edits)
     back = from_json(there)
     assert back == controller
     assert back.name == controller.name

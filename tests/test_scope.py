@@ -133,13 +133,15 @@ def test_compiled_and_eager_write_the_same_and_new_edits_compile_nothing(scope, 
 def test_a_compiled_stream_in_turns_with_another_of_its_shape(scope, unchecked):
     f = scope.features
     wishes = [f[3].nudge(5) + f[9].pin(3), f[27].nudge(-2) + f[64].pin(6)]
-    alone = [scope.complete("Hello", wish, max_new_tokens=8).ids for wish in wishes]
+    wishes = [wish + (f[64] > 0).event("it fired") for wish in wishes]
+    eager = [list(scope.complete("Hello", wish, max_new_tokens=8, stream=True)) for wish in wishes]
     streams = [scope.complete("Hello", w, max_new_tokens=8, stream=True, compiled=True) for w in wishes]
-    ids = [[], []]
-    for chunks in zip(*streams, strict=True):
-        for mine, chunk in zip(ids, chunks, strict=True):
-            mine.append(chunk.id)
-    assert [tuple(i) for i in ids] == alone
+    fast = list(zip(*zip(*streams, strict=True), strict=True))
+    for row, other in zip(eager, fast, strict=True):
+        assert [(c.id, c.text, c.events, c.finish) for c in row] == [(c.id, c.text, c.events, c.finish) for c in other]
+        assert row[-1].receipt.touched == other[-1].receipt.touched > 0
+        assert row[-1].receipt.change == pytest.approx(other[-1].receipt.change, rel=1e-4)
+    assert any(chunk.events for chunk in eager[0] + eager[1])
 
 
 def test_features_of_each_new_token_come_with_it(scope):
@@ -148,7 +150,11 @@ def test_features_of_each_new_token_come_with_it(scope):
     reply = scope.complete("Hello", edit, max_new_tokens=6, read=True, on_token=seen.append)
     assert [chunk.id for chunk in seen] == list(reply.ids)
     assert len(reply.codes) == len(reply.ids)
-    assert [dict(chunk.features) for chunk in seen] == [dict(pairs) for pairs in reply.codes]
+    for chunk, pairs in zip(seen, reply.codes, strict=True):
+        assert dict(chunk.features) == pytest.approx(dict(pairs), abs=1e-5)
+    assert [chunk.receipt for chunk in seen] == [None] * 5 + [reply.receipt]
+    streamed = list(scope.complete("Hello", edit, max_new_tokens=6, stream=True, read=True))
+    assert streamed[-1].receipt == reply.receipt
     plain = scope.complete("Hello", max_new_tokens=6, read=True)
     whole = scope.read([list(scope.lm.prompt("Hello").ids + plain.ids)])[0]
     torch.testing.assert_close(plain.codes.dense(), whole.codes.dense()[-6:], atol=1e-4, rtol=1e-4)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sparsight.edits import Comparison, Condition, Controller, Edit, Feature, Group, When, Where
+from sparsight.edits import Comparison, Condition, Controller, Edit, Edits, Feature, Group, When, Where
 from sparsight.errors import BadInput, SparsightError
 
 SCHEMA = 1
@@ -26,14 +26,15 @@ def feature_id(sae: str | None, index: int) -> str:
     return uuid.uuid5(NAMESPACE, f"{sae or ''}/{index}").hex
 
 
-def fingerprint(controller: Controller) -> str:
+def fingerprint(wish: Edits) -> str:
     """16 hex digits that two controllers share if and only if they are equal: labels and names take no part."""
-    return hashlib.sha256(json.dumps(_controller(controller, bare=True), sort_keys=True).encode()).hexdigest()[:16]
+    form = _controller(Controller.of(wish), bare=True)
+    return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def to_json(controller: Controller) -> dict[str, Any]:
-    """Our form: plain dicts, lists, strings and numbers."""
-    return {"schema": SCHEMA, **_controller(controller)}
+def to_json(wish: Edits) -> dict[str, Any]:
+    """Our form, of a controller or of an edit alone: plain dicts, lists, strings and numbers."""
+    return {"schema": SCHEMA, **_controller(Controller.of(wish))}
 
 
 def from_json(form: Mapping[str, Any] | str) -> Controller:
@@ -136,8 +137,9 @@ def _refuse_unknown(form: Mapping[str, Any], known: set[str], what: str) -> None
 # ── Ember's ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def to_ember(controller: Controller) -> dict[str, Any]:
+def to_ember(wish: Edits) -> dict[str, Any]:
     """Ember's form. Raises BadInput for what it has no words for: raw units, tokens other than all."""
+    controller = Controller.of(wish)
     interventions, scopes = [], []
     for edit in controller.edits:
         if edit.where != Where():

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparsight.edits import Controller, Edits
 from sparsight.errors import BadInput, Mismatch
@@ -33,7 +34,8 @@ class Chunk:
     """A piece of a reply while it is written.
 
     features: the active features of this token, strongest first, before any edit, where asked for. events: names
-    that came true at it. finish: None, "stop" or "length".
+    that came true at it. finish: None, "stop" or "length". receipt: of the row, with its last chunk, where it was
+    steered.
     """
 
     row: int
@@ -43,6 +45,7 @@ class Chunk:
     finish: str | None = None
     features: tuple[tuple[int, float], ...] = ()
     events: tuple[str, ...] = ()
+    receipt: Receipt | None = None
 
 
 @dataclass(frozen=True)
@@ -206,46 +209,47 @@ class Scope:
         asked = sampling_of(sampling, options, len(prompts))
         controllers = controllers_of(edits, len(prompts), many)
         steering = self.steering(controllers, prompts)
-        reading = read or on_token is not None
+        one_by_one = on_token is not None or (read and streaming)
         pieces = stream(
             self.lm,
             prompts,
             asked,
             {self.hook_point: steering},
-            read_at=(self.hook_point,) if reading else (),
+            read_at=(self.hook_point,) if read or one_by_one else (),
             compiled=compiled,
             entropy=steering.needs_entropy,
         )
-        chunks = self._chunks(pieces, steering)
+        spans: list[list[Tensor]] = [[] for _ in prompts]
+        chunks = self._chunks(pieces, steering, one_by_one, spans if read and not streaming else None)
+        chunks = chunks if on_token is None else _telling(chunks, on_token)
         if streaming:
-            return chunks if on_token is None else _telling(chunks, on_token)
+            return chunks
         rows: list[list[Chunk]] = [[] for _ in prompts]
-        for chunk in chunks if on_token is None else _telling(chunks, on_token):
+        for chunk in chunks:
             rows[chunk.row].append(chunk)
-        replies = [
-            self._reply(prompt, row, steering.receipt(i) if controllers[i] else None, read)
-            for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
-        ]
+        replies = [self._reply(*of) for of in zip(prompts, rows, spans, strict=True)]
         return replies if many else replies[0]
 
-    def _chunks(self, pieces: Iterator[Piece], steering: Steering) -> Iterator[Chunk]:
+    def _chunks(
+        self, pieces: Iterator[Piece], steering: Steering, one_by_one: bool, spans: list[list[Tensor]] | None
+    ) -> Iterator[Chunk]:
+        """Chunks of pieces. one_by_one: with each token's features; spans: rows to keep residuals in, for later."""
         for piece in pieces:
-            features = self._features_of(piece) if piece.activations else ()
+            residual, features = piece.activations.get(self.hook_point), ()
+            if residual is not None and one_by_one:
+                features = tuple(self.sae.encode_codes(residual.unsqueeze(0)).at(0))
+            if residual is not None and spans is not None:
+                spans[piece.row].append(residual)
             events = tuple(steering.new_events(piece.row))
-            yield Chunk(piece.row, piece.index, piece.id, piece.text, piece.finish, features, events)
+            receipt = steering.receipt(piece.row) if piece.finish and steering.controllers[piece.row] else None
+            yield Chunk(piece.row, piece.index, piece.id, piece.text, piece.finish, features, events, receipt)
 
-    def _features_of(self, piece: Piece) -> tuple[tuple[int, float], ...]:
-        return tuple(self.sae.encode_codes(piece.activations[self.hook_point].unsqueeze(0)).at(0))
-
-    def _reply(self, prompt: Prompt, row: list[Chunk], receipt: Receipt | None, read: bool) -> Reply:
+    def _reply(self, prompt: Prompt, row: list[Chunk], span: list[Tensor]) -> Reply:
+        """One row, ended. What was read is encoded at once: the SAE is read once for a span, not for each token."""
         text, events = "".join(c.text for c in row), tuple(name for c in row for name in c.events)
-        codes = None
-        if read:
-            pairs = [(t, f, v) for t, c in enumerate(row) for f, v in c.features]
-            columns = [torch.tensor(column) for column in zip(*pairs, strict=True)] or [torch.zeros(0)] * 3
-            codes = Codes.from_pairs(columns[0].long(), columns[1].long(), columns[2], len(row), self.sae.d_hidden)
-        ids = tuple(c.id for c in row)
-        return Reply(text, row[-1].finish or "", ids, len(prompt), receipt, events, codes)
+        codes = self.sae.encode_codes(torch.stack(span)).to("cpu") if span else None
+        ids, last = tuple(c.id for c in row), row[-1]
+        return Reply(text, last.finish or "", ids, len(prompt), last.receipt, events, codes)
 
 
 def controllers_of(edits: Any, rows: int, many: bool) -> list[Controller]:

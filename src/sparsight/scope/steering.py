@@ -30,6 +30,7 @@ from sparsight.scope.program import Change, Program, Side, compile_controller
 from sparsight.wire import fingerprint
 
 ROW_COLUMNS = ("bias", "threshold", "gain", "shift")
+TALLY = ("seen", "touched", "ratio", "fired")
 NOWHERE = -1  # a position that no token has
 
 
@@ -225,17 +226,15 @@ class Steering:
 
     def _literals(self, a: Float[Tensor, "batch pos slot"]) -> Bool[Tensor, "batch pos literal"]:
         """Which comparisons hold, on the activations before any edit."""
-        b = self.b
-
-        def side(which: int) -> Tensor:
-            index = b["side"][:, which].unsqueeze(1).expand(-1, a.shape[1], -1)
-            value = a.gather(-1, index)
-            value = torch.where(value < b["side_floor"][:, which].unsqueeze(1), torch.zeros_like(value), value)
-            return value * b["side_gain"][:, which].unsqueeze(1)
-
-        left, right = side(0), side(1) + b["constant"].unsqueeze(1)
-        less, equal, greater = b["compare"].unsqueeze(1).unbind(2)
+        left, right = self._side(0, a), self._side(1, a) + self.b["constant"].unsqueeze(1)
+        less, equal, greater = self.b["compare"].unsqueeze(1).unbind(2)
         return ((left < right) & less) | ((left == right) & equal) | ((left > right) & greater)
+
+    def _side(self, which: int, a: Float[Tensor, "batch pos slot"]) -> Float[Tensor, "batch pos literal"]:
+        """What the left (0) or right (1) sides of the comparisons read."""
+        index, floor, gain = (self.b[name][:, which].unsqueeze(1) for name in ("side", "side_floor", "side_gain"))
+        value = a.gather(-1, index.expand(-1, a.shape[1], -1))
+        return torch.where(value < floor, torch.zeros_like(value), value) * gain
 
     # ── what it did ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -271,14 +270,14 @@ class Steering:
         return out
 
     def load(self, other: Steering) -> None:
-        """Take over another's numbers, in place."""
+        """Take over another's numbers, in place; until `hand_back`, the other reads its tally here."""
         for name, tensor in self.b.items():
             tensor.copy_(other.b[name])
+        other.b |= {name: self.b[name] for name in TALLY}
 
     def hand_back(self, other: Steering) -> None:
-        """Give the tally back to the one whose numbers were loaded."""
-        for name in ("seen", "touched", "ratio", "fired"):
-            other.b[name].copy_(self.b[name])
+        """Give the one whose numbers were loaded a tally of its own again."""
+        other.b |= {name: self.b[name].clone() for name in TALLY}
 
 
 def _chains(program: Program) -> list[list[Change]]:
