@@ -25,7 +25,7 @@ format: .venv/dev
 	$(BIN)/ruff format .
 
 docs: .venv/docs
-	$(BIN)/mkdocs build --strict
+	$(BIN)/zensical build --strict -f mkdocs.yml
 
 bench: .venv/dev
 	@for script in bench/decode.py bench/read.py bench/gpu.py; do $(BIN)/python $$script || exit 1; done
