@@ -26,7 +26,7 @@ CHOOSE_TOKENS = 60
 ROUGH_STRENGTHS, STRENGTHS = (0.5, 0.8), (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 LEAST_RATE, MOST_BASE, MOST_RATIO = 0.7, 0.15, 2.7  # stricter than the bars that are reported
 POOL, FINE = 12, 3  # features of each topic that are tried from either list; that are tried closely
-SHOWCASE = {"topic": "animals", "strength": 0.6, "prompt": "The little girl", "seed": 3}
+SHOWCASE = {"topic": "animals", "strength": 0.6, "prompt": "Once upon a time", "seed": 7}
 ROWS = 480  # texts written at a time
 
 

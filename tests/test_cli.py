@@ -9,8 +9,12 @@ import pytest
 import torch
 from conftest import llama, random_sae
 
+from sparsight import doctor, screen
 from sparsight.cli import cli, main
+from sparsight.edits import Controller
+from sparsight.errors import BadInput
 from sparsight.sae.files import save_sae
+from sparsight.scope.load import showcase
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +109,9 @@ def test_doctor_examines_the_machine(capsys):
     assert code == 0
     assert found["torch"] == torch.__version__
     sizes = {row["model"]: row["needs_gb"] for row in found["fits"]}
-    assert 17 < sizes["Llama-3.1-8B-Instruct"] < 20  # 16.1 of weights, 1.1 of SAE, 1.1 of cache
+    size = sizes["Llama-3.1-8B-Instruct"]
+    assert 17 < size["bfloat16"] < 20  # 16.1 of weights, 1.1 of SAE, 1.1 of cache
+    assert size["float32"] == pytest.approx(2 * size["bfloat16"], abs=0.02)
     code, out, _ = run(capsys, "doctor")
     assert "Would it fit" in out
 
@@ -131,6 +137,12 @@ def test_doctor_examines_the_machine(capsys):
         (["chat", "HERE", "--edit", "pirate=+1"], 1, "No feature is labelled 'pirate'"),
         (["chat", "HERE", "--edit", "3=+nan"], 1, "must be a finite number"),
         (["chat", "HERE", "--edit", "loud"], 1, "Cannot read the edit 'loud'"),
+        (["chat", "HERE", "--edit", "3=1.2.3"], 1, "Cannot read the edit '3=1.2.3'"),
+        (["chat", "HERE", "--edit", "3=+1@99999999999999999999"], 1, "token position 99999999999999999999 is out of"),
+        (["read", "x", "HERE", "--device", "foo"], 1, "foo"),
+        (["read", "x", "HERE", "--top", "99999999999999999999"], 2, "1<=x<=1000000"),
+        (["read", "x", "HERE", "--top", "0"], 2, "1<=x<=1000000"),
+        (["read", "x", "--model", "/no/\x1b[31mred", "--sae", "SAE"], 1, "\\x1b[31mred"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_an_exit_code(capsys, saved, args, code, says):
@@ -141,7 +153,49 @@ def test_what_cannot_be_done_is_one_line_and_an_exit_code(capsys, saved, args, c
     assert says in err
     assert err.startswith("sparsight: ")
     assert err.count("\n") == 1
+    assert "\x1b" not in err
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("3=1.2.3", "Cannot read the edit"),
+        ("3=.", "Cannot read the edit"),
+        ("3=-off", "Cannot read the edit"),
+        ("3=*off", "Cannot read the edit"),
+        ("3=offraw", "Cannot read the edit"),
+        ("3=+٣", "Cannot read the edit"),
+        ("²=+1", "No feature is labelled '²'"),
+        ("٣=+1", "No feature is labelled '٣'"),
+        ("9" * 5000 + "=+1", "No feature is labelled"),
+        ("3=1e99", "The strength 1e99 is out of reach"),
+        ("3=*-1e10", "The strength -1e10 is out of reach"),
+        ("3=+1e999", "must be a finite number"),
+        ("3=+1@99999999999999999999", "token position 99999999999999999999 is out of reach"),
+        ("3=+1@-2147483648", "token position -2147483648 is out of reach"),
+        ("3=+1@" + "9" * 5000, "is out of reach"),
+    ],
+)
+def test_an_edit_that_cannot_be_read_is_refused(scope, line, says):
+    with pytest.raises(BadInput, match=says) as caught:
+        scope.features.edit(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_edits_are_said_as_they_are_read(scope):
+    f = scope.features
+    assert f.edit("3=OFF") == f.edit("3=Off") == f[3].ablate()
+    assert f.edit("3=+1e-1@2147483647") == f[3].nudge(0.1).on(2**31 - 1)
+    assert f.edit("3=1.") == f[3].pin(1)
+    lines = ["3=+0.6", "4=-0.1234567@generated", "5=8raw", "6=*-2@-1", "7=off@user", "8=+1e-07", "9=*.5raw"]
+    edits = [f.edit(line) for line in lines]
+    assert [f.edit(screen.edit_line(edit)) for edit in edits] == edits
+    assert [screen.edit_line(edit) for edit in edits][:6] == lines[:6]
+    assert screen.edit_lines(Controller(tuple(edits[:2]))) == lines[:2]
+    for unsayable in (f[3].pin(-1), f[3].nudge(1).on("user", 4), f[3].nudge(1).when(f[4] > 0)):
+        assert screen.edit_line(unsayable) is None
+        assert screen.edit_lines(Controller((edits[0], unsayable))) == []
 
 
 def test_bytes_that_are_no_text_are_refused_from_a_pipe(saved):
@@ -151,8 +205,147 @@ def test_bytes_that_are_no_text_are_refused_from_a_pipe(saved):
         assert b"not valid UTF-8" in out.stderr
 
 
-def test_a_reader_that_leaves_early_is_no_error(saved):
-    verb = f"read 'Once upon a time' --model {saved[0]} --sae {saved[1]} --json"
-    command = f"{sys.executable} -m sparsight.cli {verb} | head -c 20"
-    out = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, timeout=120)
-    assert out.stderr == b""
+@pytest.mark.parametrize("verb", [["read", "Once upon a time"], ["read", "Once", "--json"], ["chat"], ["--help"]])
+def test_a_reader_that_leaves_early_is_no_error(saved, verb):
+    """Nobody holds the other end of the pipe: what `| head -1` comes to, once head has gone."""
+    end, begin = os.pipe()
+    os.close(end)
+    options = ["--model", saved[0], "--sae", saved[1]] if verb != ["--help"] else []
+    command = [sys.executable, "-m", "sparsight.cli", *verb, *options]
+    out = subprocess.run(command, input=b"Hello\n", stdout=begin, stderr=subprocess.PIPE, timeout=120)
+    os.close(begin)
+    assert (out.returncode, out.stderr) == (0, b"")
+
+
+def test_bare_it_prints_its_help(capsys):
+    code, out, err = run(capsys)
+    assert (code, err) == (0, "")
+    assert out == run(capsys, "--help")[1]
+
+
+@pytest.mark.parametrize("verb", [["read", "-"], ["chat"]])
+def test_a_closed_standard_input_is_said(saved, verb):
+    command = [sys.executable, "-m", "sparsight.cli", *verb, "--model", saved[0], "--sae", saved[1]]
+    out = subprocess.run(["bash", "-c", '"$@" <&-', "bash", *command], capture_output=True, timeout=120)
+    assert out.returncode == 1
+    assert out.stderr.startswith(b"sparsight: Standard input is closed")
+    assert out.stderr.count(b"\n") == 1
+
+
+def test_a_terminal_of_few_letters_gets_escapes(saved):
+    verb = ["read", "a\nb ☕", "--model", saved[0], "--sae", saved[1]]
+    out = process(*verb, PYTHONIOENCODING="ascii")
+    assert (out.returncode, out.stderr) == (0, b"")
+    assert rb"\u23ce" in out.stdout
+    out = process(*verb, "--json", PYTHONIOENCODING="ascii")
+    assert "".join(t["token"] for t in json.loads(out.stdout)["tokens"][1:]) == "a\nb ☕"
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys, here):
+    code, out, _ = run(capsys, "read", "red \x1b[31m\x9b\r\n", *here)
+    assert code == 0
+    assert "\x1b" not in out
+    assert "\x9b" not in out
+    assert "\\x1b" in out
+
+    class Chunk:
+        text, receipt = "a\x1b[2Jb\n\tc\r", None
+
+    assert screen.stream(iter([Chunk()])) == Chunk.text
+    assert capsys.readouterr().out == "a\\x1b[2Jb\n\tc\\x0d\n"
+
+
+def test_what_nobody_foresaw_is_one_line_too(capsys, monkeypatch):
+    def examine():
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    code, out, err = run(capsys, "doctor")
+    assert (code, out) == (70, "")
+    assert err == "sparsight: unexpected RuntimeError: two lines (set SPARSIGHT_TRACEBACK=1 for the whole story)\n"
+    monkeypatch.setenv("SPARSIGHT_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="two"):
+        main(["doctor"])
+
+
+def chat(saved, *options, lines):
+    """(standard output, standard error) of a chat that ends well."""
+    verb = ["chat", "--model", saved[0], "--sae", saved[1], "-n", "8", *options]
+    out = process(*verb, stdin="\n".join(lines).encode())
+    assert out.returncode == 0
+    return out.stdout.decode(), out.stderr.decode()
+
+
+def test_a_steered_chat_gives_its_receipts(saved):
+    out, _ = chat(saved, "--edit", "3=+9@generated", lines=["Hello", "Once"])
+    assert out.count(": changed 7 of ") == 2
+    assert "changed" not in chat(saved, lines=["Hello"])[0]
+    assert "None" not in chat(saved, "--compare", lines=["Hello"])[0]
+
+
+def test_a_chat_forgets_its_oldest_exchanges_when_the_context_is_full(saved):
+    lines = [f"Hello {i}, how are you? I am fine, said the pirate." for i in range(8)]
+    out, err = chat(saved, "--json", "--system", "Once", lines=lines)
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == lines
+    assert "The context is full: the oldest 1 of " in err
+    out, err = chat(saved, "--json", lines=["Hello", "word " * 300, "Once"])
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["Hello", "Once"]
+    assert "This line alone is too long" in err
+    assert "Traceback" not in err
+
+
+def test_a_chat_begins_anew(saved):
+    out, err = chat(saved, "--json", lines=["Hello", "Hello", "/reset", "Hello"])
+    first, second, anew = (json.loads(line)["text"] for line in out.splitlines())
+    assert first == anew != second
+    assert "begins anew" in err
+
+
+def test_a_chat_in_json_is_one_object_a_line(saved):
+    out, _ = chat(saved, "--json", "--compare", "--edit", "3=+9@generated", lines=["Hello", "Once"])
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [list(a) for a in answers] == [["prompt", "text", "finish", "receipt", "plain"]] * 2
+    assert answers[0]["receipt"]["touched"] == 7
+    out, _ = chat(saved, "--json", lines=["Hello"])
+    assert json.loads(out)["receipt"] is None
+
+
+def test_the_demo_takes_every_seed_and_holds_what_belongs_together(capsys):
+    def told(*options):
+        code, out, _ = run(capsys, "demo", "-n", 24, "--json", *options)
+        assert code == 0
+        return json.loads(out)
+
+    story = showcase()
+    own, zero, other = told(), told("--seed", 0), told("--seed", 1001)
+    assert own == told("--seed", story["seed"])
+    assert len({t["plain"]["text"] for t in (own, zero, other)}) == 3 - (story["seed"] == 0)
+    assert zero["prompt"] == story["prompt"]
+    index = zero["edit"]["edits"][0]["feature"]["index"]
+    assert story["edit"].startswith(f"{index}=")
+    assert f"feature {index} " in zero["edit_words"]
+    for reply in (zero["plain"], zero["steered"]):
+        assert len(reply["tokens"]) == len(reply["ids"]) == len(reply["features"])
+        assert "".join(reply["tokens"]) == reply["text"]
+    seen = {str(f) for reply in (zero["plain"], zero["steered"]) for pairs in reply["features"] for f, _ in pairs}
+    assert zero["labels"]
+    assert zero["labels"].keys() <= seen
+
+
+def test_the_demo_says_how_to_go_on_with_every_edit(capsys):
+    code, out, _ = run(capsys, "demo", "-n", 4, "-e", "27=+0.6@generated", "-e", "3=off")
+    assert code == 0
+    assert "sparsight chat --edit '27=+0.6@generated' --edit '3=off' --compare" in out
+
+
+def test_doctor_counts_what_is_there_to_take(tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 64000 kB\nMemAvailable: 32000 kB\n")
+    (tmp_path / "max").write_text("max\n")
+    monkeypatch.setattr(doctor, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(doctor, "LIMITS", (tmp_path / "max", tmp_path / "nowhere"))
+    assert doctor.memory(torch.device("cpu")) == 32000 * 1024
+    (tmp_path / "max").write_text("4096000\n")
+    assert doctor.memory(torch.device("cpu")) == 4096000
+    known = doctor.Known("half a gigabyte", 0.25, 1, 1, 1, 1)
+    assert doctor.fit(known, "bfloat16", 600_000_000)["fits"]
+    assert not doctor.fit(known, "float32", 600_000_000)["fits"]

@@ -70,7 +70,7 @@ def test_the_command_tells_its_story(capsys):
     assert main(["demo", "--max-new-tokens", "40"]) == 0
     out = capsys.readouterr().out
     story = showcase()
-    assert out.count(story["prompt"].splitlines()[0]) == 2
+    assert out.count(story["prompt"].splitlines()[0]) >= 2
     assert "changed" in out
     assert "sparsight chat --edit" in out
     assert main(["demo", "--max-new-tokens", "8", "--json", "--edit", "3=+2"]) == 0

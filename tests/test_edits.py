@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsight.edits import Comparison, Condition, Controller, Edit, Feature, Group, When, Where, compare
+from sparsight.edits import Comparison, Condition, Controller, Edit, Feature, Group, When, compare
 from sparsight.errors import BadInput
+from sparsight.where import Where
 from sparsight.wire import feature_id, fingerprint, from_json, to_ember, to_json
 
 f = [Feature(i) for i in range(200)]
@@ -104,9 +105,53 @@ def test_a_feature_compared_with_a_number_is_a_condition_and_has_no_truth_of_its
 def test_adding_keeps_order_and_thresholds_stay_with_their_own():
     strict = Controller((f[1].nudge(1),), min_nudge_entropy=2.0)
     joined = strict + f[2].nudge(1)
-    assert joined.edits == (f[2].nudge(1),)
-    assert joined.whens[0].controller == strict
+    assert [when.controller for when in joined.whens] == [strict, Controller((f[2].nudge(1),))]
     assert joined.min_nudge_entropy is None
+    later = f[1].pin(1).when(f[2] > 0) + f[1].nudge(1)
+    assert later.edits == (f[1].pin(1).when(f[2] > 0), f[1].nudge(1))
+    held = Controller.of(f[1].pin(1)).when(f[2] > 0) + f[1].nudge(1)
+    assert str(held) == ("when feature 2 > 0: pin feature 1 at 1 × its scale; then nudge feature 1 by +1 × its scale")
+    assert sum([f[1].nudge(1), f[2].pin(1)]) == f[1].nudge(1) + f[2].pin(1)
+
+
+def test_what_is_no_condition_is_refused_when_it_is_given():
+    for wrong in (f[2] == f[3], True, 0, {}, "x", None):
+        with pytest.raises(BadInput, match="A condition is made by comparing"):
+            f[1].nudge(1).when(wrong)
+    for wrong in ({}, 0, "", [], False):
+        form = {"op": "nudge", "feature": {"index": 1}, "value": 1, "condition": wrong}
+        with pytest.raises(BadInput):
+            from_json({"schema": 1, "edits": [form]})
+    with pytest.raises(BadInput, match="event's name is text"):
+        When(f[1] > 1, Controller(), 5)
+    with pytest.raises(BadInput, match="name is text"):
+        Controller(name=[5])
+
+
+def test_an_edit_explains_itself_and_bounds_are_part_of_it():
+    assert f[1].nudge(1).explain() == Controller((f[1].nudge(1),)).explain()
+    bounded = Controller((f[1].nudge(1),), min_nudge_entropy=1.0, nonzero_strength_threshold=0.3)
+    for said in (bounded.explain(), str(bounded)):
+        assert "entropy is from 1 to any nats" in said
+        assert "under 0.3 × scale read as 0" in said
+    twice = (f[1].pin(2) + f[1].nudge(1)).explain()
+    assert "a = its activation" in twice
+    assert "a = what the edits above left" in twice
+
+
+def test_numbers_of_numpy_are_numbers_and_there_is_one_zero():
+    import numpy as np
+
+    assert f[1].nudge(np.float32(0.5)) == f[1].nudge(0.5)
+    assert Feature(np.int64(3)) == Feature(3)
+    assert (f[1] == np.float32(0.5)) == (f[1] == 0.5)
+    assert fingerprint(f[1].nudge(-0.0)) == fingerprint(f[1].nudge(0.0))
+
+
+def test_embers_form_refuses_an_order_that_it_has_not():
+    with pytest.raises(BadInput, match="cannot say"):
+        to_ember(f[1].pin(1).when(f[2] > 0) + f[1].nudge(1))
+    assert to_ember(f[1].pin(1).when(f[2] > 0) + f[3].nudge(1))["interventions"]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "1", None, True])
@@ -131,6 +176,9 @@ def test_a_strength_must_be_a_finite_number(bad, op):
         (lambda: Edit("boost", f[1], 1.0), "No edit 'boost'"),
         (lambda: Group("XOR", ()), "No operator 'XOR'"),
         (lambda: Controller.of("loud"), "made from features"),
+        (lambda: f[1].nudge(10**400), "finite number"),
+        (lambda: Feature(10**30), "index from 0 up"),
+        (lambda: f[1].nudge(1).on(10**30), "takes names"),
         (lambda: Controller(min_nudge_entropy=math.nan), "min_nudge_entropy must be a finite"),
     ],
 )

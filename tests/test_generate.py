@@ -4,7 +4,6 @@ import random
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import CONTEXT, HOOK, VOCABULARY, llama
@@ -319,7 +318,7 @@ def test_an_intervention_sees_each_token_once_and_no_token_after_a_rows_end(endl
         real = kinds[row][kinds[row] != 0]
         n = len(completion.prompt)
         assert real.tolist()[:n] == [int(Kind.PROMPT | Kind.TEXT)] * n
-        fed = len(completion.ids) - (not reading)  # the last token is only fed back to be read
+        fed = len(completion.ids) - 1  # the last token is at most read: nothing follows it that an edit could change
         assert real.tolist()[n:] == [int(Kind.GENERATED | Kind.ASSISTANT)] * fed
         seen = torch.cat([p.positions for p in note.places], 1)[row][kinds[row] != 0]
         assert seen.tolist() == list(range(n + fed))
@@ -589,7 +588,7 @@ def test_an_intervention_in_a_compiled_step_sees_and_does_the_same(endless, unco
     for strength in (0.05, 0.2, 0.05):  # the same step, loaded with other numbers
         (eager, seen), (compiled, counted) = written(strength, False), written(strength, True)
         assert [c.ids for c in eager] == [c.ids for c in compiled]
-        fed = [len(c.prompt) + len(c.ids) - (not at) for c in eager]
+        fed = [len(c.prompt) + len(c.ids) - 1 for c in eager]
         assert seen == counted == fed
         for a, b in zip(eager, compiled, strict=True):
             assert_close(a.activations, b.activations, rtol=1e-4, atol=1e-5)
@@ -643,6 +642,5 @@ def test_what_cannot_be_compiled_is_said_and_written_all_the_same(endless, uncom
 
 def test_a_seed_is_any_whole_number():
     for seed in (-1, 2**70):
-        assert isinstance(
-            Sampler([Sampling(temperature=1, seed=seed)], torch.device("cpu")).generators[0], np.random.Generator
-        )
+        sampler = Sampler([Sampling(temperature=1, seed=seed)] * 2, torch.device("cpu"))
+        assert len(set(sampler(torch.zeros(2, 50)).tolist())) == 1

@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sparsight"
 SHELVES = {
     "errors": 1,
     "records": 2,
+    "where": 2,
     "edits": 2,
     "wire": 2,
     "config": 2,
@@ -33,8 +34,16 @@ SHELVES = {
     "screen": 8,
     "cli": 8,
 }
-WITHIN_SHELF = {("edits", "records"), ("wire", "edits"), ("wire", "records"), ("cli", "screen")}
-LIGHT = ("errors", "records", "edits", "wire", "cli", "screen")
+WITHIN_SHELF = {
+    ("where", "records"),
+    ("edits", "where"),
+    ("wire", "where"),
+    ("edits", "records"),
+    ("wire", "edits"),
+    ("wire", "records"),
+    ("cli", "screen"),
+}
+LIGHT = ("errors", "records", "where", "edits", "wire", "cli", "screen")
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

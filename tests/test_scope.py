@@ -153,8 +153,9 @@ def test_features_of_each_new_token_come_with_it(scope):
     for chunk, pairs in zip(seen, reply.codes, strict=True):
         assert dict(chunk.features) == pytest.approx(dict(pairs), abs=1e-5)
     assert [chunk.receipt for chunk in seen] == [None] * 5 + [reply.receipt]
-    streamed = list(scope.complete("Hello", edit, max_new_tokens=6, stream=True, read=True))
-    assert streamed[-1].receipt == reply.receipt
+    for read in (True, False):  # reading changes nothing that is reported
+        streamed = list(scope.complete("Hello", edit, max_new_tokens=6, stream=True, read=read))
+        assert streamed[-1].receipt == reply.receipt
     plain = scope.complete("Hello", max_new_tokens=6, read=True)
     whole = scope.read([list(scope.lm.prompt("Hello").ids + plain.ids)])[0]
     torch.testing.assert_close(plain.codes.dense(), whole.codes.dense()[-6:], atol=1e-4, rtol=1e-4)
@@ -171,6 +172,7 @@ def test_events_are_told_once_when_their_condition_first_holds(scope):
     wish = fires.event("seen") + never.event("not seen") + (fires & (f[3].raw >= 0)).event("seen too")
     reply = scope.complete("Hello, how are you?", wish, max_new_tokens=3)
     assert where > 0
+    assert scope.complete("Hello, how are you?", wish, max_new_tokens=3, read=True).events == reply.events
     assert set(reply.events) == {"seen", "seen too"}
     assert len(reply.events) == 2
     assert reply.receipt.touched == 0
@@ -222,6 +224,15 @@ def test_a_model_without_a_tokenizer_works_on_ids():
         (lambda s: s.complete("caf\udce9"), r"not valid UTF-8 \(at character 3\)"),
         (lambda s: s.chat([{"role": "wizard", "content": "x"}]), "No role 'wizard'"),
         (lambda s: s.chat([{"content": "x"}]), "A message is"),
+        (lambda s: s.chat([{"role": [], "content": "x"}]), "No role"),
+        (lambda s: s.read(None), "A prompt is a text"),
+        (lambda s: s.read(5), "A prompt is a text"),
+        (lambda s: s.read(b"Once"), "A prompt is a text"),
+        (lambda s: s.complete("Hi", stop=5), "stop takes strings"),
+        (lambda s: s.complete("Hi", stop_tokens=["a"]), "stop_tokens takes token ids"),
+        (lambda s: s.compare("Hi", None, stream=True), "To stream"),
+        (lambda s: s.sae.encode_features(torch.zeros(1, 32), [10**30]), "whole numbers"),
+        (lambda s: load(s.lm, sae=s.sae, device="cpu"), "loaded already"),
         (lambda s: s.features[FEATURES], "No feature 128: this SAE has 128"),
         (lambda s: s.features["dragons"], "No feature is labelled 'dragons'. Labels there are: pirate speech"),
         (lambda s: s.features["small"], "Several features are labelled 'small': 7 .*, 9 "),
@@ -277,3 +288,50 @@ def test_a_stream_that_cannot_be_is_refused_before_it_is_read(scope):
             scope.complete("Hello", stream=True, **wrong)
     with pytest.raises(BadInput):
         scope.complete("word " * 400, stream=True)
+
+
+def test_a_strength_that_no_model_can_hold_is_refused_and_numbers_that_broke_are_said(scope, tokenizer):
+    with pytest.raises(BadInput, match="beyond what a residual stream holds"):
+        scope.complete("Hello", scope.features[3].nudge(1e39))
+    half = Scope(ObservableLanguageModel(llama(torch.float16), tokenizer=tokenizer), random_sae(dtype=torch.float16))
+    with pytest.raises(BadInput, match="overflowed torch.float16 in row 1"):
+        half.complete(["Hello", "Hello"], [None, half.features[3].nudge(1e9)], max_new_tokens=3)
+
+
+def test_a_receipt_counts_what_changed_after_rounding(tokenizer):
+    scope = Scope(ObservableLanguageModel(llama(torch.bfloat16), tokenizer=tokenizer), random_sae(dtype=torch.bfloat16))
+    tiny, big = scope.features[3].raw.nudge(1e-7), scope.features[3].raw.nudge(1.0)
+    assert scope.complete("Once upon", tiny, max_new_tokens=4).receipt.touched == 0
+    assert scope.complete("Once upon", big, max_new_tokens=4).receipt.touched > 3
+
+
+def test_steering_goes_into_a_pass_by_hand(scope):
+    f, lm = scope.features, scope.lm
+    prompt = lm.prompt("Hello, how are you?")
+    steering = scope.steering([Controller.of(f[3].nudge(9).on("generated"))], [prompt])
+    logits, past, _ = lm.forward([prompt], interventions={HOOK: steering})
+    assert steering.receipt(0).touched == 0
+    lm.forward(logits.argmax(-1, keepdim=True), interventions={HOOK: steering}, past_key_values=past)
+    assert steering.receipt(0).touched == 1
+    bounded = scope.steering([Controller((f[3].nudge(9),), min_nudge_entropy=1.0)], [prompt])
+    with pytest.raises(BadInput, match=r"use scope.chat or scope.complete"):
+        lm.forward([prompt], interventions={HOOK: bounded})
+
+
+def test_many_edits_of_one_feature_are_one_change_and_too_many_are_refused(scope):
+    f = scope.features
+    often = sum(f[3].raw.nudge(0.01) for _ in range(300))
+    once = scope.complete("Hello", f[3].raw.nudge(3.0), max_new_tokens=6)
+    assert scope.complete("Hello", often, max_new_tokens=6).ids == once.ids
+    many = sum(f[i].nudge(0.1).when(f[j] > j) for i in range(100) for j in range(60))
+    with pytest.raises(BadInput, match="Too many edits"):
+        scope.complete("Hello", many)
+
+
+def test_ids_as_the_tokenizer_gives_them_are_prompts(scope, tokenizer):
+    texts = ["Hello, how are you?", "Once"]
+    given = tokenizer(texts, return_tensors="pt", padding=True)
+    alone = [scope.complete(text, max_new_tokens=4).ids for text in texts]
+    assert [c.ids for c in scope.lm.generate(given, max_new_tokens=4)] == alone
+    assert scope.lm.generate(given["input_ids"][:1], max_new_tokens=4)[0].ids == alone[0]
+    assert scope.lm.generate(given["input_ids"][0], max_new_tokens=4).ids == alone[0]

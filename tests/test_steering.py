@@ -8,7 +8,7 @@ from conftest import FEATURES, HOOK, LAYERS, D, llama, random_sae
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsight.edits import Comparison, Controller, Edit, Feature, Group, When, Where
+from sparsight.edits import Comparison, Controller, Edit, Feature, Group, When
 from sparsight.errors import BadInput, Mismatch, NoFeature
 from sparsight.lm.batch import Place
 from sparsight.lm.lm import ObservableLanguageModel
@@ -16,6 +16,7 @@ from sparsight.records import SPECIAL, Kind
 from sparsight.sae.activation import ACTIVATIONS
 from sparsight.scope.scope import Scope
 from sparsight.scope.steering import Steering
+from sparsight.where import Where
 
 FEW = [3, 9, 27, 64, 111]  # features that controllers are drawn over, so that they meet
 SAES = {

@@ -12,12 +12,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
 from sparsight import __version__
-from sparsight.errors import SparsightError
+from sparsight.errors import SparsightError, TooLong
 
 SMALL = 30_000_000  # parameters
 SHORT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -53,13 +54,12 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def writing_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """How tokens are chosen."""
+    """How tokens are chosen; a seed each verb has for itself."""
     for option in reversed(
         [
             click.option("--max-new-tokens", "-n", default=96, show_default=True, help="At most so many tokens."),
             click.option("--temperature", "-t", default=0.7, show_default=True, help="0 takes the likeliest token."),
             click.option("--top-p", default=0.95, show_default=True, help="Nucleus sampling."),
-            click.option("--seed", default=0, show_default=True, help="The same seed gives the same text."),
         ]
     ):
         verb = option(verb)
@@ -69,30 +69,35 @@ def writing_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 
 
-@click.group(cls=Verbs, context_settings=SHORT)
+@click.group(cls=Verbs, context_settings=SHORT, invoke_without_command=True)
 @click.version_option(__version__, prog_name="sparsight", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """See and steer the features inside a language model.
 
     Begin with `sparsight demo`. Every verb works on the embedded demo, or on --model NAME --sae NAME.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @cli.command()
 @click.option("--prompt", help="What the model goes on from. [default: the demo's own]")
 @click.option("--edit", "-e", "edits", multiple=True, help="FEATURE=CHANGE, as in 27=+0.6. [default: the demo's own]")
 @writing_options
+@click.option("--seed", type=int, help="The same seed gives the same text. [default: the demo's own]")
 @as_json
-def demo(prompt: str | None, edits: tuple[str, ...], json_: bool, **sampling: Any) -> None:
+def demo(prompt: str | None, edits: tuple[str, ...], seed: int | None, json_: bool, **sampling: Any) -> None:
     """Watch a small real model write, see its features, turn one up."""
     from sparsight import screen
     from sparsight.scope.load import showcase
 
     (scope, sampling), story = _scope(dict(sampling)), showcase()
     begin = str(story["prompt"]) if prompt is None else prompt
+    seed = int(story.get("seed", 0)) if seed is None else seed
     wish = _edits(scope, edits or (story["edit"],))
-    out = scope.compare(begin, wish, read=True, **{**sampling, "seed": sampling["seed"] or story.get("seed", 0)})
-    _print_json(screen.comparison_json(out)) if json_ else screen.show_demo(scope, begin, wish, out)
+    out = scope.compare(begin, wish, read=True, seed=seed, **sampling)
+    _print_json(screen.demo_json(scope, begin, wish, out)) if json_ else screen.show_demo(scope, begin, wish, out)
 
 
 @cli.command()
@@ -102,40 +107,96 @@ def demo(prompt: str | None, edits: tuple[str, ...], json_: bool, **sampling: An
 @click.option("--system", help="A system message to begin with.")
 @click.option("--plain", is_flag=True, help="Continue text, even where the model has a chat template.")
 @writing_options
-def chat(edits: tuple[str, ...], compare: bool, system: str | None, plain: bool, **more: Any) -> None:
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
+@click.option("--json", "json_", is_flag=True, help="Print each answer as JSON, one to a line.")
+def chat(edits: tuple[str, ...], compare: bool, system: str | None, plain: bool, json_: bool, **more: Any) -> None:
     """Talk with the model, steered or not. A model without a chat template continues your text.
 
-    Reads lines from the terminal or a pipe; /quit, or end of file, ends.
+    Reads lines from the terminal or a pipe; /reset begins anew; /quit, or end of file, ends.
     """
     from sparsight import screen
 
     scope, sampling = _scope(more)
-    wish = _edits(scope, edits)
-    history = [{"role": "system", "content": system}] if system else []
-    talks = bool(scope.lm.tokenizer.chat_template) and not plain
-    for line in screen.lines(talks):
-        inputs: Any = [*history, {"role": "user", "content": line}] if talks else line
+    messages = bool(scope.lm.tokenizer.chat_template) and not plain
+    talk = Talk(scope, _edits(scope, edits), sampling, messages, system)
+    for line in screen.lines(messages):
+        if line.strip() == "/reset":
+            talk.said.clear()
+            screen.note("The conversation begins anew.")
+            continue
+        try:
+            talk.answer(line, compare, json_)
+        except TooLong as error:
+            screen.note(f"{error} This line alone is too long: give a shorter one.")
+
+
+@dataclass
+class Talk:
+    """A conversation. said: the exchanges that the model still has before it, two messages each."""
+
+    scope: Any
+    wish: Any
+    sampling: dict[str, Any]
+    messages: bool
+    system: str | None = None
+    said: list[list[dict[str, str]]] = field(default_factory=list)
+
+    def answer(self, line: str, compare: bool, json_: bool) -> None:
+        """Have a line answered, and show it."""
+        from sparsight import screen
+
+        inputs = self.inputs(line) if self.messages else line
         if compare:
-            out = scope.compare(inputs, wish, **sampling)
-            screen.show_comparison(out)
-            said = out.steered.text
+            out = self.scope.compare(inputs, self.wish, **self.sampling)
+            reply, plain = out.steered, out.plain
+        elif json_:
+            reply, plain = self.scope.chat(inputs, self.wish, **self.sampling), None
+        if json_:
+            _print_json(screen.answer_json(line, reply, plain), indent=None)
+            text = reply.text
+        elif compare:
+            text = screen.show_comparison(out)
         else:
-            said = screen.stream(scope.chat(inputs, wish, stream=True, **sampling))
-        if talks:
-            history = [*inputs, {"role": "assistant", "content": said}]
+            text = screen.stream(self.scope.chat(inputs, self.wish, stream=True, **self.sampling))
+        if self.messages:
+            self.said.append([{"role": "user", "content": line}, {"role": "assistant", "content": text}])
+
+    def inputs(self, line: str) -> list[dict[str, str]]:
+        """The messages that a line is asked with: the oldest exchanges are dropped where they leave no room."""
+        from sparsight import screen
+
+        before = len(self.said)
+        while self.said and not self.fits(self._with(line)):
+            self.said.pop(0)
+        if dropped := before - len(self.said):
+            screen.note(f"The context is full: the oldest {dropped} of {before} exchanges are forgotten.")
+        return self._with(line)
+
+    def fits(self, inputs: list[dict[str, str]]) -> bool:
+        """Whether the model's context holds this and an answer; one that could fill it all gets a quarter of it."""
+        context = self.scope.lm.context
+        if not context:
+            return True
+        return len(self.scope.lm.prompt(inputs)) + min(self.sampling["max_new_tokens"], context // 4) <= context
+
+    def _with(self, line: str) -> list[dict[str, str]]:
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return [*first, *(message for exchange in self.said for message in exchange), {"role": "user", "content": line}]
 
 
 @cli.command()
 @click.argument("text")
 @model_options
-@click.option("--top", default=5, show_default=True, help="How many features of each token.")
+@click.option(
+    "--top", type=click.IntRange(1, 1_000_000), default=5, show_default=True, help="How many features of each token."
+)
 @click.option("--chat", "as_chat", is_flag=True, help="Read TEXT as a user's message, within the chat template.")
 @as_json
 def read(text: str, top: int, as_chat: bool, json_: bool, **more: Any) -> None:
     """Which features fire on TEXT ('-' reads standard input), token by token."""
     from sparsight import screen
 
-    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if text == "-" else text
+    text = screen.standard_input().read().decode("utf-8", "surrogateescape") if text == "-" else text
     scope, _ = _scope(more)
     reading = scope.read([{"role": "user", "content": text}] if as_chat else text)
     _print_json(reading.to_json(top)) if json_ else screen.show_reading(reading, top)
@@ -185,16 +246,21 @@ def _edits(scope: Any, lines: Sequence[str]) -> Any:
     return Controller(tuple(scope.features.edit(line) for line in lines))
 
 
-def _print_json(data: Any) -> None:
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+def _print_json(data: Any, indent: int | None = 2) -> None:
+    unicode = "utf" in (sys.stdout.encoding or "").lower()  # elsewhere JSON's own escapes lose nothing
+    click.echo(json.dumps(data, indent=indent, ensure_ascii=not unicode))
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a verb. 0: done; 1: an error of sparsight's, in one line; 2: a wrong verb or option; 130: interrupted."""
+    """Run a verb. 0: done; 1: an error of sparsight's, in one line; 2: a wrong verb or option; 70: an error that
+    nobody foresaw, in one line too; 130: interrupted."""
     warnings.showwarning = lambda message, *_: _complain(f"note: {message}")  # type: ignore[assignment]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _ready_streams()
     try:
-        return cli.main(args, prog_name="sparsight", standalone_mode=False) or 0
+        code = cli.main(args, prog_name="sparsight", standalone_mode=False) or 0
+        sys.stdout.flush()
+        return code
     except SparsightError as error:
         _complain(str(error))
         return 1
@@ -204,15 +270,33 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click and rich make a SystemExit of a broken pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: nothing to say
         return 0
+    except Exception as error:
+        if os.environ.get("SPARSIGHT_TRACEBACK"):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        _complain(f"unexpected {what} (set SPARSIGHT_TRACEBACK=1 for the whole story)")
+        return 70
+
+
+def _ready_streams() -> None:
+    """Let standard output and error take any text: what their encoding lacks is escaped, and a closed one is silent."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _complain(sentence: str) -> None:
     """One line on standard error."""
+    from sparsight.screen import visible
+
     line = " ".join(sentence.encode("utf-8", "backslashreplace").decode().split())
-    click.echo(f"sparsight: {line}", err=True)
+    click.echo(f"sparsight: {visible(line)}", err=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import platform
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ import torch
 from sparsight import __version__
 from sparsight.errors import SparsightError
 from sparsight.lm.compiled import cpp_compiler
-from sparsight.lm.lm import best_device
+from sparsight.lm.pretrained import best_device
 from sparsight.scope.load import demo_folder
 
 CONTEXT = 8192  # tokens of KV cache that a fit counts in
 EXTRAS = ("nnsight", "sae-lens", "matplotlib")
+WIDTHS = {"bfloat16": 2, "float32": 4}  # bytes a number
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # cgroup 2, and 1
+MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,10 @@ class Known:
     kv_width: int  # kv heads × head size
     d_hidden: int  # of its SAE
 
-    def needs(self, width: int = 2) -> float:
-        """GB: weights, SAE, KV cache, at `width` bytes a number."""
+    def needs(self, dtype: str = "bfloat16") -> float:
+        """GB: weights, SAE, KV cache."""
         numbers = self.params * 1e9 + 2 * self.d_model * self.d_hidden + CONTEXT * 2 * self.layers * self.kv_width
-        return numbers * width / 1e9
+        return numbers * WIDTHS[dtype] / 1e9
 
 
 MODELS = (
@@ -50,6 +54,7 @@ def examine() -> dict[str, Any]:
     """Plain data about this machine."""
     device = best_device()
     free = memory(device)
+    dtype = "float32" if device.type == "cpu" else "bfloat16"  # what a model is loaded in if --dtype does not say
     versions = {name: _version(name) for name in ("torch", "transformers", *EXTRAS)}
     return {
         "sparsight": __version__,
@@ -57,25 +62,45 @@ def examine() -> dict[str, Any]:
         **versions,
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": str(device) + (f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""),
-        "memory": f"{free / 1e9:.1f} GB" if free else "unknown",
+        "memory": f"{free / 1e9:.1f} GB available" if free else "unknown",
         "torch threads": torch.get_num_threads(),
         "compiled decoding": _compiling(device),
         "embedded demo": _demo(),
         "disk": f"{shutil.disk_usage(os.getcwd()).free / 1e9:.1f} GB free here",
-        "fits": [
-            {"model": m.name, "needs_gb": round(m.needs(), 2), "fits": m.needs() * 1e9 < 0.95 * free} for m in MODELS
-        ],
+        "dtype": dtype,
+        "fits": [fit(model, dtype, free) for model in MODELS],
     }
 
 
+def fit(model: Known, dtype: str, free: int) -> dict[str, Any]:
+    """What a model needs in each dtype, and whether that of `dtype` is there."""
+    needs = {name: round(model.needs(name), 2) for name in WIDTHS}
+    return {"model": model.name, "needs_gb": needs, "fits": needs[dtype] * 1e9 < 0.95 * free}
+
+
 def memory(device: torch.device) -> int:
-    """Bytes that a model can have on this device; 0 where the system does not say."""
+    """Bytes that a model can have on this device now; 0 where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return min([_available(), *filter(None, map(_limit, LIMITS))])
+
+
+def _available() -> int:
+    """What the system could give; where it does not say, all it has."""
+    lines = MEMINFO.read_text().splitlines() if MEMINFO.exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
-    if "SC_PAGE_SIZE" not in names or "SC_PHYS_PAGES" not in names:
-        return 0
+    if found or "SC_PAGE_SIZE" not in names or "SC_PHYS_PAGES" not in names:
+        return found[0] if found else 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _limit(path: Path) -> int | None:
+    """A container's limit, where there is one."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
 
 
 def _compiling(device: torch.device) -> str:

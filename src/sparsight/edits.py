@@ -18,65 +18,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 
 from sparsight.errors import BadInput
-from sparsight.records import ROLES, Kind
+from sparsight.where import LARGEST, Where
 
 OPS = ("nudge", "pin", "scale", "ablate")
 COMPARISONS = (">", ">=", "<", "<=", "==", "!=")
-
-PLACES = {
-    "all": Kind.PROMPT | Kind.GENERATED,
-    "prompt": Kind.PROMPT,
-    "generated": Kind.GENERATED,
-    "text": Kind.TEXT,
-    "template": Kind.TEMPLATE,
-    "bos": Kind.BOS,
-    **ROLES,
-}
-
-
-@dataclass(frozen=True)
-class Where:
-    """At which tokens. kinds: names in PLACES, a token of any of them counts; positions: token places of the row,
-    0 its first; negative ones count from the end of the prompt, -1 its last token.
-
-    Template and BOS tokens are left alone unless "template", "bos" or their position is asked for.
-    """
-
-    kinds: tuple[str, ...] = ("all",)
-    positions: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for kind in self.kinds:
-            if kind not in PLACES:
-                raise BadInput(f"No tokens {kind!r}. There are: {', '.join(PLACES)}, or token positions.")
-        object.__setattr__(self, "kinds", tuple(sorted(set(self.kinds))))
-        object.__setattr__(self, "positions", tuple(sorted(set(self.positions))))
-
-    @classmethod
-    def of(cls, places: Iterable[str | int]) -> Where:
-        """From a mix of names and positions."""
-        places = list(places)
-        if not places or not all(isinstance(p, (str, int)) and not isinstance(p, bool) for p in places):
-            raise BadInput(f"on() takes names ({', '.join(PLACES)}) and token positions, not {places!r}.")
-        names = tuple(p for p in places if isinstance(p, str))
-        return cls(names, tuple(p for p in places if isinstance(p, int)))
-
-    @property
-    def mask(self) -> int:
-        """The Kinds asked for, as bits."""
-        return int(sum({int(bit) for name in self.kinds for bit in PLACES[name]}))
-
-    @property
-    def touches_prompt(self) -> bool:
-        """Whether a token of the prompt may be meant: then the prompt's KV cache depends on the edit."""
-        return bool(self.positions or self.mask & ~int(Kind.GENERATED))
-
-    def __str__(self) -> str:
-        names = [f"{name} tokens" for name in self.kinds] + [f"token {p}" for p in self.positions]
-        return " and ".join(names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +43,9 @@ class Feature:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.index, bool) or not isinstance(self.index, int) or self.index < 0:
+        if isinstance(self.index, bool) or not isinstance(self.index, Integral) or not 0 <= self.index < LARGEST:
             raise BadInput(f"A feature has an index from 0 up, not {self.index!r}.")
+        object.__setattr__(self, "index", int(self.index))
         if self.unit not in ("scale", "raw"):
             raise BadInput(f"No unit {self.unit!r}. There are: scale, raw.")
 
@@ -133,13 +84,13 @@ class Feature:
 
     def __eq__(self, other: object):  # type: ignore[override]
         """With a number: a Condition. With a Feature: whether they are the same one (else see `compare`)."""
-        if isinstance(other, (int, float)):
-            return compare(self, "==", other)
+        if isinstance(other, Real):
+            return compare(self, "==", float(other))
         return isinstance(other, Feature) and self._key == other._key
 
     def __ne__(self, other: object):  # type: ignore[override]
-        if isinstance(other, (int, float)):
-            return compare(self, "!=", other)
+        if isinstance(other, Real):
+            return compare(self, "!=", float(other))
         return not self == other
 
     def __hash__(self) -> int:
@@ -203,6 +154,8 @@ class Group(Condition):
     def __post_init__(self) -> None:
         if self.op not in ("AND", "OR"):
             raise BadInput(f"No operator {self.op!r}. There are: AND, OR.")
+        for part in self.parts:
+            a_condition(part)
         flat: list[Condition] = []
         for part in self.parts:
             flat.extend(part.parts if isinstance(part, Group) and part.op == self.op else [part])
@@ -234,6 +187,8 @@ class Edit:
         if self.op not in OPS:
             raise BadInput(f"No edit {self.op!r}. There are: {', '.join(OPS)}.")
         object.__setattr__(self, "value", finite(self.value, f"The strength of a {self.op}"))
+        if self.condition is not None:
+            a_condition(self.condition)
 
     def on(self, *places: str | int) -> Edit:
         """The same edit at these tokens: names in PLACES, or token positions."""
@@ -241,10 +196,19 @@ class Edit:
 
     def when(self, condition: Condition) -> Edit:
         """The same edit, at tokens where the condition holds too."""
+        a_condition(condition)
         return replace(self, condition=condition if self.condition is None else self.condition & condition)
 
     def __add__(self, other: Edit | Controller) -> Controller:
         return Controller((self,)) + other
+
+    def __radd__(self, other: int) -> Controller:
+        """So that sum() of edits works: it begins with 0."""
+        return NotImplemented if other != 0 else Controller((self,))
+
+    def explain(self, scale_of: Callable[[int], float] | None = None) -> str:
+        """The exact change: see Controller.explain."""
+        return Controller((self,)).explain(scale_of)
 
     def __str__(self) -> str:
         unit = "" if self.feature.unit == "raw" else " × its scale"
@@ -266,7 +230,14 @@ class When:
     controller: Controller
     event: str | None = None
 
+    def __post_init__(self) -> None:
+        a_condition(self.condition)
+        if self.event is not None and not isinstance(self.event, str):
+            raise BadInput(f"An event's name is text, not {self.event!r}.")
+
     def __str__(self) -> str:
+        if self.condition == ALWAYS and not self.event:
+            return f"then {self.controller}"
         does = str(self.controller) if self.controller != Controller() else ""
         tells = f"tell {self.event!r}" if self.event else ""
         return f"when {self.condition}: " + (" and ".join(filter(None, (does, tells))) or "nothing")
@@ -274,7 +245,7 @@ class When:
 
 @dataclass(frozen=True)
 class Controller:
-    """Edits that act together, and nested whens. The empty controller changes nothing, to the bit.
+    """Edits that act in the order written, then the whens in theirs. The empty controller changes nothing, to the bit.
 
     nonzero_strength_threshold: activations under it (in feature units) read as zero in conditions.
     min_nudge_entropy, max_nudge_entropy: nudges hold only where the entropy of the unedited model's next token
@@ -289,6 +260,8 @@ class Controller:
     max_nudge_entropy: float | None = None
 
     def __post_init__(self) -> None:
+        if self.name is not None and not isinstance(self.name, str):
+            raise BadInput(f"A controller's name is text, not {self.name!r}.")
         for name in ("nonzero_strength_threshold", "min_nudge_entropy", "max_nudge_entropy"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, finite(getattr(self, name), name))
@@ -314,15 +287,18 @@ class Controller:
         return bool(self.edits or self.whens)
 
     def __add__(self, other: Edit | Controller) -> Controller:
-        other = Controller.of(other)
-        if self.plain and other.plain:
-            return Controller(self.edits + other.edits, self.whens + other.whens, self.name or other.name)
-        always = Group("AND", ())  # thresholds stay with the controller they were given to
-        parts = (c if not c.plain else None for c in (self, other))
-        own = [When(always, c) for c in parts if c]
-        rest = [c for c in (self, other) if c.plain]
-        edits = tuple(e for c in rest for e in c.edits)
-        return Controller(edits, tuple(w for c in rest for w in c.whens) + tuple(own), self.name or other.name)
+        """Both, in this order. Thresholds stay with the one they were given to."""
+        other, name = Controller.of(other), self.name or Controller.of(other).name
+        first = self if self.plain else Controller(whens=(When(ALWAYS, replace(self, name=None)),))
+        if not other.plain:
+            return Controller(first.edits, (*first.whens, When(ALWAYS, replace(other, name=None))), name)
+        if not first.whens:
+            return Controller(first.edits + other.edits, other.whens, name)
+        later = (When(ALWAYS, Controller(other.edits)),) if other.edits else ()  # whens of the first act before them
+        return Controller(first.edits, (*first.whens, *later, *other.whens), name)
+
+    def __radd__(self, other: int) -> Controller:
+        return NotImplemented if other != 0 else self
 
     def on(self, *places: str | int) -> Controller:
         """Every edit at these tokens."""
@@ -350,18 +326,27 @@ class Controller:
 
     def __str__(self) -> str:
         parts = [str(edit) for edit in self.edits] + [str(when) for when in self.whens]
-        return "; ".join(parts) or "no edit"
+        bounds = "; ".join(_bounds(self))
+        return ("; ".join(parts) or "no edit") + (f" ({bounds})" if bounds else "")
 
     def explain(self, scale_of: Callable[[int], float] | None = None) -> str:
         """The exact change, line by line; with scale_of (feature index -> its scale) in raw numbers too."""
         return "\n".join(explain(self, scale_of)) or "No edit: the residual passes unchanged, to the bit."
 
 
+ALWAYS = Group("AND", ())
 Edits = Edit | Controller | None  # what chat, compare and complete take
 
 
-def explain(controller: Controller, scale_of: Callable[[int], float] | None, indent: str = "") -> Iterable[str]:
-    """The lines of Controller.explain."""
+def explain(
+    controller: Controller,
+    scale_of: Callable[[int], float] | None,
+    indent: str = "",
+    seen: set[int] | None = None,
+) -> Iterable[str]:
+    """The lines of Controller.explain. seen: features that an edit before has changed."""
+    seen = set() if seen is None else seen
+    yield from (f"{indent}{bound}" for bound in _bounds(controller))
     for edit in controller.edits:
         index, value, raw = edit.feature.index, edit.value, edit.feature.unit == "raw"
         amount = f"{value:g}" if raw or edit.op == "scale" else f"{value:g} × scale[{index}]"
@@ -369,17 +354,39 @@ def explain(controller: Controller, scale_of: Callable[[int], float] | None, ind
             amount += f" (= {value * scale_of(index):.4g})"
         after = {"nudge": f"a + {amount}", "pin": amount, "scale": f"{amount} × a", "ablate": "0"}[edit.op]
         name = f"feature {index}" + (f" ({edit.feature.label})" if edit.feature.label else "")
+        a = "what the edits above left of its activation" if index in seen else "its activation"
         condition = "" if edit.condition is None else f", when {edit.condition}"
-        yield f"{indent}{name}: a = its activation; a' = {after}; x' = x + (a' − a) · W_dec[{index}]"
+        yield f"{indent}{name}: a = {a}; a' = {after}; x' = x + (a' − a) · W_dec[{index}]"
         yield f"{indent}    at {edit.where}{condition}"
+        seen.add(index)
     for when in controller.whens:
         tells = f", tell {when.event!r} once" if when.event else ""
-        yield f"{indent}where {when.condition}{tells}:"
-        yield from explain(when.controller, scale_of, indent + "    ")
+        yield f"{indent}then:" if when.condition == ALWAYS and not tells else f"{indent}where {when.condition}{tells}:"
+        yield from explain(when.controller, scale_of, indent + "    ", seen)
+
+
+def _bounds(controller: Controller) -> Iterable[str]:
+    """What a controller's thresholds mean, in words."""
+    low, high = controller.min_nudge_entropy, controller.max_nudge_entropy
+    if controller.nonzero_strength_threshold is not None:
+        yield f"activations under {controller.nonzero_strength_threshold:g} × scale read as 0 in conditions"
+    if low is not None or high is not None:
+        between = f"from {'0' if low is None else f'{low:g}'} to {'any' if high is None else f'{high:g}'} nats"
+        yield f"nudges only where the unedited model's next-token entropy is {between}"
+
+
+def a_condition(given: object) -> None:
+    """Raises BadInput for what is no condition."""
+    if not isinstance(given, Condition):
+        how = "made by comparing, as in f[1] > 0.5; two features are compared by compare(f[1], '==', f[2])"
+        raise BadInput(f"A condition is {how}. This is {given!r}.")
 
 
 def finite(value: object, what: str) -> float:
-    """A finite number, or BadInput."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BadInput(f"{what} must be a finite number, not {value!r}.")
-    return float(value)
+    """A finite number, or BadInput; there is one zero."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value) + 0.0
+            if math.isfinite(number):
+                return number
+    raise BadInput(f"{what} must be a finite number, not {str(value)[:40]!r}.")

@@ -24,6 +24,9 @@ class Kind(enum.IntFlag):
     PROMPT = enum.auto()  # given to the model
     GENERATED = enum.auto()  # written by the model
 
+    def __str__(self) -> str:
+        return ", ".join((kind.name or "").lower() for kind in self) or "padding"
+
 
 SPECIAL = Kind.BOS | Kind.TEMPLATE
 ROLES = {"system": Kind.SYSTEM, "user": Kind.USER, "assistant": Kind.ASSISTANT, "tool": Kind.TOOL}
@@ -37,7 +40,7 @@ class Message:
     content: str
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
+        if not isinstance(self.role, str) or self.role not in ROLES:
             raise BadInput(f"No role {self.role!r}. A message is by one of: {', '.join(ROLES)}.")
         if not isinstance(self.content, str):
             raise BadInput(f"A message's content is text, not {type(self.content).__name__}.")
@@ -72,10 +75,8 @@ class Sampling:
     stop_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+        object.__setattr__(self, "stop", _several(self.stop, str, "stop", "strings"))
+        object.__setattr__(self, "stop_tokens", _several(self.stop_tokens, int, "stop_tokens", "token ids"))
         for name in ("max_new_tokens", "top_k", "seed"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
                 raise BadInput(f"{name} must be a whole number, not {getattr(self, name)!r}.")
@@ -101,6 +102,14 @@ class Sampling:
             if name not in known:
                 raise BadInput(f"No sampling option {name!r}. There are: {', '.join(known)}.")
         return cls(**options)
+
+
+def _several(given: Any, kind: type, name: str, what: str) -> tuple[Any, ...]:
+    """None, one, or several of a kind, as a tuple."""
+    each = () if given is None else (given,) if isinstance(given, kind) else given
+    if not isinstance(each, (list, tuple, set, frozenset)) or not all(isinstance(one, kind) for one in each):
+        raise BadInput(f"{name} takes {what}, not {given!r}.")
+    return tuple(each)
 
 
 @dataclass(frozen=True)

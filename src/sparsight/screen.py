@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparsight.edits import Controller
+from sparsight.edits import Controller, Edit, Where
+from sparsight.errors import BadInput
 from sparsight.records import SPECIAL
+from sparsight.wire import to_json
 
 # Weak to strong. Letters and ground are set together, so that they can be read on dark and light screens alike.
 TINTS = ("white on #4a3c08", "white on #6b540a", "white on #8f6c0a", "black on #c8960c", "black on #ffc21a")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
-def console() -> Console:
-    """Standard output; without colour where it is no terminal."""
-    return Console(highlight=False, soft_wrap=True)
+def console(stderr: bool = False) -> Console:
+    """Standard output, or standard error; without colour where it is no terminal."""
+    return Console(highlight=False, soft_wrap=True, stderr=stderr)
+
+
+def note(sentence: str) -> None:
+    """A word aside, on standard error: standard output holds answers only."""
+    console(stderr=True).print(Text(visible(sentence), style="dim"))
 
 
 def tinted(texts: Iterable[str], strengths: Iterable[float]) -> Text:
@@ -38,35 +47,39 @@ def show_reading(reading: Any, top: int) -> None:
     for token in reading.tokens(top):
         line = Text(f"{shown(token.text):>18} ", style="dim" if token.kind & SPECIAL else "")
         for feature, value in token.features:
-            label = f" {reading.labels[feature]}" if feature in reading.labels else ""
-            line.append(" ").append(tinted([f"{feature}{label}"], [value / peak])).append(f" {value:.2f}", "dim")
+            line.append(" ").append(tinted([labelled(reading.labels, feature)], [value / peak])).append(
+                f" {value:.2f}", "dim"
+            )
         out.print(line)
 
 
 def show_demo(scope: Any, prompt: str, wish: Controller, out: Any) -> None:
     """The story of `sparsight demo`: the model writes, its features show, one is turned up."""
-    page = console()
+    page, begin = console(), Text(visible(prompt), style="bold")
     feature = next(iter(wish.walk())).feature
     page.print(Text(f"{scope!r}\n", style="dim"))
     page.rule("the model writes", align="left")
-    page.print(Text(prompt, style="bold"), written(scope, out.plain, feature.index), sep="")
+    page.print(begin, written(scope, out.plain, feature.index), sep="")
     page.print(Text("\nwhat fired, token by token (the strongest feature of each)", style="dim"))
     for text, pairs in list(zip(texts_of(scope, out.plain), out.plain.codes, strict=True))[:14]:
         page.print(Text(f"{shown(text):>14}  ") + named(scope, pairs[:3]))
     page.print()
-    page.rule(f"{wish}", align="left")
-    page.print(Text(prompt, style="bold"), written(scope, out.steered, feature.index), sep="")
+    page.rule(Text(visible(str(wish))), align="left")
+    page.print(begin, written(scope, out.steered, feature.index), sep="")
     page.print(Text(f"\n{out.steered.receipt}", style="dim"))
     page.print(Text(f"tinted: where feature {feature.index} is active by itself", style="dim"))
-    page.print(Text("\ntry:  sparsight chat --edit '" + edit_line(wish) + "' --compare", style="dim"))
-    page.print(Text("      sparsight read 'Once upon a time there was a little dog.'", style="dim"))
+    lines = edit_lines(wish)
+    if lines:
+        edits = " ".join(f"--edit '{line}'" for line in lines)
+        page.print(Text(f"\ntry:  sparsight chat {edits} --compare", style="dim"))
+    page.print(Text(f"{'' if lines else 'try:':<6}sparsight read 'A little dog ran to the park.'", style="dim"))
 
 
 def written(scope: Any, reply: Any, feature: int) -> Text:
     """A reply's tokens, tinted by one feature."""
     values = reply.codes.of(feature)
     peak = float(values.max()) if len(values) and float(values.max()) > 0 else 1.0
-    return tinted(texts_of(scope, reply), (values / peak).tolist())
+    return tinted(map(visible, texts_of(scope, reply)), (values / peak).tolist())
 
 
 def texts_of(scope: Any, reply: Any) -> list[str]:
@@ -81,52 +94,82 @@ def named(scope: Any, pairs: Iterable[tuple[int, float]]) -> Text:
     """Features with their labels and activations."""
     line = Text()
     for feature, value in pairs:
-        label = f" {scope.features.labels[feature]}" if feature in scope.features.labels else ""
-        line.append(f"{feature}{label}").append(f" {value:.1f}  ", style="dim")
+        line.append(labelled(scope.features.labels, feature)).append(f" {value:.1f}  ", style="dim")
     return line
 
 
-def show_comparison(out: Any) -> None:
-    """Both answers and the receipt."""
+def labelled(labels: Mapping[int, str], feature: int) -> str:
+    """A feature's index, and its label where it has one."""
+    return f"{feature} {shown(labels[feature])}" if feature in labels else str(feature)
+
+
+def show_comparison(out: Any) -> str:
+    """Both answers and the receipt; gives the steered text."""
     page = console()
-    page.print(Text("unsteered  ", style="dim") + Text(out.plain.text.strip()))
-    page.print(Text("steered    ", style="dim") + Text(out.steered.text.strip()))
-    page.print(Text(f"           {out.steered.receipt}", style="dim"))
-
-
-def comparison_json(out: Any) -> dict[str, Any]:
-    """A comparison as plain data."""
-
-    def reply(one: Any) -> dict[str, Any]:
-        receipt = None if one.receipt is None else vars(one.receipt)
-        top = [[[f, round(v, 4)] for f, v in pairs[:8]] for pairs in one.codes]
-        return {"text": one.text, "finish": one.finish, "ids": list(one.ids), "receipt": receipt, "features": top}
-
-    return {"plain": reply(out.plain), "steered": reply(out.steered)}
+    page.print(Text("unsteered  ", style="dim") + Text(visible(out.plain.text.strip())))
+    page.print(Text("steered    ", style="dim") + Text(visible(out.steered.text.strip())))
+    if out.steered.receipt:
+        page.print(Text(f"           {out.steered.receipt}", style="dim"))
+    return str(out.steered.text)
 
 
 def stream(chunks: Iterator[Any]) -> str:
-    """Print a reply while it is written; give its text."""
-    text = ""
+    """Print a reply while it is written, then its receipt; give its text."""
+    text, receipt = "", None
     for chunk in chunks:
-        text += chunk.text
-        sys.stdout.write(chunk.text)
+        text, receipt = text + chunk.text, chunk.receipt
+        sys.stdout.write(visible(chunk.text))
         sys.stdout.flush()
     sys.stdout.write("\n")
+    if receipt:
+        console().print(Text(f"{receipt}", style="dim"))
+    sys.stdout.flush()
     return text
+
+
+def answer_json(prompt: str, reply: Any, plain: Any = None) -> dict[str, Any]:
+    """One answer of a chat as plain data; plain: the unsteered one, where both were asked for."""
+    data = {"prompt": prompt, "text": reply.text, "finish": reply.finish, "receipt": receipt_json(reply)}
+    return data if plain is None else data | {"plain": plain.text}
+
+
+def demo_json(scope: Any, prompt: str, wish: Controller, out: Any) -> dict[str, Any]:
+    """The demo as plain data: each reply's tokens and, place by place, their strongest features."""
+
+    def reply(one: Any) -> dict[str, Any]:
+        top = [[[f, round(v, 4)] for f, v in pairs[:8]] for pairs in one.codes]
+        said = {"text": one.text, "finish": one.finish, "receipt": receipt_json(one)}
+        return said | {"ids": list(one.ids), "tokens": texts_of(scope, one), "features": top}
+
+    replies = {"plain": reply(out.plain), "steered": reply(out.steered)}
+    seen = {f for one in replies.values() for pairs in one["features"] for f, _ in pairs}
+    labels = {str(f): scope.features.labels[f] for f in sorted(seen & scope.features.labels.keys())}
+    return {"prompt": prompt, "edit": to_json(wish), "edit_words": str(wish), **replies, "labels": labels}
+
+
+def receipt_json(reply: Any) -> dict[str, Any] | None:
+    """A reply's receipt as plain data."""
+    return None if reply.receipt is None else dict(vars(reply.receipt))
+
+
+def standard_input() -> BinaryIO:
+    """Standard input's bytes. Raises BadInput where it was closed."""
+    if sys.stdin is None:
+        raise BadInput("Standard input is closed: there is nothing to read. Pipe text into sparsight.")
+    return sys.stdin.buffer
 
 
 def lines(talks: bool) -> Iterator[str]:
     """What a person types, or what a pipe holds, line by line until /quit or the end."""
-    asking = sys.stdin.isatty()
+    source = standard_input()
+    asking = source.isatty()
     if asking:
-        how = "Talk" if talks else "Begin a text, the model goes on"
-        print(f"{how}. /quit ends.", file=sys.stderr)
+        note(f"{'Talk' if talks else 'Begin a text, the model goes on'}. /reset begins anew, /quit ends.")
     while True:
         if asking:
-            sys.stdout.write("> ")
-            sys.stdout.flush()
-        raw = sys.stdin.buffer.readline()
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        raw = source.readline()
         line = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
         if not raw or line.strip() in ("/quit", "/exit"):
             return
@@ -137,36 +180,52 @@ def lines(talks: bool) -> Iterator[str]:
 def show_table(about: Mapping[str, Any]) -> None:
     """Two columns."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in about.items():
+    for row, value in about.items():
         said = (
             ("no", "yes")[value] if isinstance(value, bool) else f"{value:,}" if isinstance(value, int) else str(value)
         )
-        table.add_row(Text(name, style="dim"), Text(said))
+        table.add_row(Text(shown(row), style="dim"), Text(visible(said)))
     console().print(table)
 
 
 def show_doctor(found: Mapping[str, Any]) -> None:
     """The machine, then what would fit on it."""
-    show_table({name: value for name, value in found.items() if name != "fits"})
-    table = Table(
-        title="\nWould it fit, with a 16x SAE and 8,192 tokens of KV cache, in bfloat16?",
-        title_justify="left",
-        box=None,
-    )
-    for column in ("model", "needs", "fits"):
-        table.add_column(column, justify="left")
+    show_table({name: value for name, value in found.items() if name not in ("fits", "dtype")})
+    page, dtype = console(), found["dtype"]
+    page.print(Text(f"\nWould it fit in {dtype}, with a 16x SAE and 8,192 tokens of KV cache?", style="italic"))
+    dtypes = ("bfloat16", "float32") if dtype == "float32" else (dtype,)
+    table = Table("model", *(f"needs in {name}" for name in dtypes), "fits", box=None)
     for row in found["fits"]:
-        table.add_row(row["model"], f"{row['needs_gb']:.1f} GB", "yes" if row["fits"] else "no")
-    console().print(table)
+        needs = [f"{row['needs_gb'][name]:.1f} GB" for name in dtypes]
+        table.add_row(row["model"], *needs, "yes" if row["fits"] else "no")
+    page.print(table)
+    if dtype == "float32":
+        page.print(Text("float32 is the default on a CPU; --dtype bfloat16 halves what is needed.", style="dim"))
+
+
+def visible(text: str) -> str:
+    """Text whose control characters a terminal shows instead of obeying them; newlines and tabs stay."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def shown(text: str) -> str:
     """A token on one line."""
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍") or "·"
+    return visible(text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")) or "·"
 
 
-def edit_line(wish: Controller) -> str:
-    """The first edit as the command line takes it."""
-    edit = next(iter(wish.walk()))
-    sign = {"nudge": f"{edit.value:+g}", "pin": f"{edit.value:g}", "scale": f"*{edit.value:g}", "ablate": "off"}
-    return f"{edit.feature.index}={sign[edit.op]}" + ("raw" if edit.feature.unit == "raw" else "")
+def edit_lines(wish: Controller) -> list[str]:
+    """The edits as the command line takes them; none of them where it could not say them all."""
+    lines = [edit_line(edit) for edit in wish.edits]
+    return [line for line in lines if line] if wish == Controller(wish.edits) and all(lines) else []
+
+
+def edit_line(edit: Edit) -> str | None:
+    """An edit as the command line takes it; None where that has no words for it."""
+    places = [*edit.where.kinds, *edit.where.positions]
+    number = f"{edit.value:g}" if float(f"{edit.value:g}") == edit.value else repr(edit.value)
+    if edit.condition is not None or len(places) != 1 or (edit.op == "pin" and number.startswith("-")):
+        return None
+    change = {"nudge": number if number.startswith("-") else f"+{number}", "scale": f"*{number}", "ablate": "off"}
+    raw = "raw" if edit.feature.unit == "raw" and edit.op != "ablate" else ""
+    where = "" if edit.where == Where() else f"@{places[0]}"
+    return f"{edit.feature.index}={change.get(edit.op, number)}{raw}{where}"

@@ -12,8 +12,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sparsight.edits import Comparison, Condition, Controller, Edit, Edits, Feature, Group, When, Where
+from sparsight.edits import Comparison, Condition, Controller, Edit, Edits, Feature, Group, When
 from sparsight.errors import BadInput, SparsightError
+from sparsight.where import Where
 
 SCHEMA = 1
 THRESHOLDS = ("nonzero_strength_threshold", "min_nudge_entropy", "max_nudge_entropy")
@@ -50,7 +51,7 @@ def from_json(form: Mapping[str, Any] | str) -> Controller:
         return _read_controller({k: v for k, v in form.items() if k != "schema"})
     except SparsightError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise BadInput(f"Not a controller: {type(error).__name__}: {error}") from error
 
 
@@ -103,10 +104,10 @@ def _read_controller(form: Mapping[str, Any]) -> Controller:
 
 def _read_edit(form: Mapping[str, Any]) -> Edit:
     _refuse_unknown(form, {"op", "feature", "value", "where", "condition"}, "an edit")
-    condition = form.get("condition")
+    condition = None if form.get("condition") is None else _read_condition(form["condition"])
     where = Where.of(form["where"]) if "where" in form else Where()
     value = form.get("value", 0.0) if form["op"] == "ablate" else form["value"]
-    return Edit(form["op"], _read_feature(form["feature"]), value, where, condition and _read_condition(condition))
+    return Edit(form["op"], _read_feature(form["feature"]), value, where, condition)
 
 
 def _read_when(form: Mapping[str, Any]) -> When:
@@ -138,9 +139,11 @@ def _refuse_unknown(form: Mapping[str, Any], known: set[str], what: str) -> None
 
 
 def to_ember(wish: Edits) -> dict[str, Any]:
-    """Ember's form. Raises BadInput for what it has no words for: raw units, tokens other than all."""
+    """Ember's form. Raises BadInput for what it has no words for: raw units, tokens other than all, an edit that acts
+    on what a conditional edit of the same feature left. It names features by index: the SAE is not kept."""
     controller = Controller.of(wish)
     interventions, scopes = [], []
+    conditional: set[int] = set()
     for edit in controller.edits:
         if edit.where != Where():
             raise BadInput(f"Ember's form edits all tokens; it cannot say: {edit}.")
@@ -148,8 +151,13 @@ def to_ember(wish: Edits) -> dict[str, Any]:
         group = {"features": [_ember_feature(edit.feature)]}
         intervention = {"mode": mode, "features": group, "value": edit.value}
         if edit.condition is None:
+            if edit.feature.index in conditional:  # Ember's scopes act after its interventions
+                raise BadInput(
+                    f"Ember's form has no order between conditional edits and others; it cannot say: {edit}."
+                )
             interventions.append(intervention)
         else:
+            conditional.add(edit.feature.index)
             inner = _ember([intervention], [], Controller())
             scopes.append(_ember_scope(edit.condition, inner, None))
     scopes += [_ember_scope(w.condition, to_ember(w.controller), w.event) for w in controller.whens]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -52,9 +53,10 @@ class Batch:
     mask: Bool[Tensor, "batch seen"]
     kinds: Int[Tensor, "batch pos"]
     prompt: bool = True
+    even: bool = False  # known to be without padding: then the model needs neither mask nor positions
     order: Int[Tensor, "batch pos"] | None = None  # column of the caller's layout -> column here, where they differ
 
-    @property
+    @cached_property
     def positions(self) -> Int[Tensor, "batch pos"]:
         """Each token's place in its row; 0 at padding."""
         return (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -self.ids.shape[1] :]
@@ -76,7 +78,7 @@ class Batch:
         kinds = [[0] * (width - len(p)) + [int(k) for k in p.kinds] for p in prompts]
         mask = [[False] * (width - len(p)) + [True] * len(p) for p in prompts]
         made = [torch.tensor(rows, device=device) for rows in (ids, mask, kinds)]
-        return cls(made[0], made[1], made[2])
+        return cls(made[0], made[1], made[2], even=min(map(len, prompts)) == width)
 
     @classmethod
     def of_tensor(cls, ids: Tensor, attention_mask: Tensor | None, seen: Tensor | None, kinds: Tensor | None) -> Batch:
@@ -99,14 +101,14 @@ class Batch:
         """The same tokens behind cached ones."""
         if len(seen) != len(self.ids):
             raise BadInput(f"The cache holds {len(seen)} rows; this batch has {len(self.ids)}.")
-        return replace(self, mask=torch.cat([seen.to(self.mask.device), self.mask], -1))
+        return replace(self, mask=torch.cat([seen.to(self.mask.device), self.mask], -1), even=False)
 
     def _left(self) -> Batch:
         """The same rows with all padding moved to the left."""
         forward = self.mask.to(torch.int8).argsort(dim=-1, stable=True)
         back = forward.argsort(-1)
         ids, mask, kinds = (t.gather(-1, forward) for t in (self.ids, self.mask, self.kinds))
-        return Batch(ids, mask, kinds, self.prompt, back)
+        return Batch(ids, mask, kinds, self.prompt, order=back)
 
     def as_given(self, flow: Tensor) -> Tensor:
         """What flowed in this pass, [batch, pos, ...], in the caller's own layout."""

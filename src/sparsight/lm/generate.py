@@ -9,6 +9,7 @@ would have written alone.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ from sparsight.lm.compiled import compiled_step, why_not_compiled
 from sparsight.lm.intervene import Intervention, Placed
 from sparsight.lm.lm import ObservableLanguageModel, is_many
 from sparsight.lm.sample import Sampler
-from sparsight.lm.tap import Tap
+from sparsight.lm.tap import Tap, find
 from sparsight.lm.text import TextStream
 from sparsight.records import Kind, Sampling
 
@@ -121,6 +122,8 @@ def stream(
         raise BadInput("Stop strings need a tokenizer: give the model its own, or use stop_tokens.")
     writers = [_Row(lm, i, prompt, wish) for i, (prompt, wish) in enumerate(zip(rows, asked, strict=True))]
     acting = {point: i for point, i in (interventions or {}).items() if i is not None}
+    for point in {*acting, *read_at}:
+        find(lm.model, point)
     passes = _Passes(lm, acting, tuple(read_at), entropy)
     return _written(passes, lm.batch(rows), writers, Sampler(asked, lm.device), compiled)
 
@@ -132,13 +135,13 @@ def _written(passes: _Passes, batch: Batch, writers: list[_Row], sampler: Sample
         run: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] | None = None if compiled else passes
         while True:
             chosen = sampler(logits)
-            told = [w.push(token) for w, token in zip(writers, chosen.tolist(), strict=True) if not w.finish]
+            told = [w.push(token) for w, token in zip(writers, sound(chosen, logits), strict=True) if not w.finish]
             if not passes.read_at:
                 yield from told
             going = any(not w.finish for w in writers)
             if not going and not passes.read_at:
                 return
-            batch = _next(batch, chosen, {p.row for p in told if passes.read_at or not p.finish})
+            batch = _next(batch, chosen, {p.row for p in told if not p.finish})
             if run is None:
                 run = _compiled_or_eager(passes, batch, max(w.limit for w in writers), held)
             logits, read = run(batch)
@@ -185,8 +188,8 @@ class _Passes:
 
     def _entropy(self, batch: Batch) -> Tensor:
         logits, self.twin = self.lm.run(batch, {}, self.twin, use_cache=True, all_logits=True)
-        log_p = logits.float().log_softmax(-1)
-        return -(log_p.exp() * log_p).sum(-1)
+        parts = (part.float().log_softmax(-1) for part in logits.split(256, dim=1))  # not the whole prompt in float32
+        return torch.cat([-(log_p.exp() * log_p).sum(-1) for log_p in parts], dim=1)
 
 
 def _reader(point: str, read: dict[str, Tensor]) -> Tap:
@@ -196,12 +199,22 @@ def _reader(point: str, read: dict[str, Tensor]) -> Tap:
     return keep
 
 
+def sound(chosen: Tensor, logits: Tensor) -> list[int]:
+    """The chosen tokens. Raises BadInput where a row's logits are no numbers any more: no token follows from those."""
+    tokens, peaks = torch.stack([chosen.double(), logits.amax(-1).double()]).tolist()  # one transfer from the device
+    broken = [row for row, peak in enumerate(peaks) if not math.isfinite(peak)]
+    if broken:
+        why = "an edit or intervention is too strong for it, or its weights are damaged"
+        raise BadInput(f"The model's numbers overflowed {logits.dtype} in row {broken[0]}: {why}.")
+    return [int(token) for token in tokens]
+
+
 def _next(batch: Batch, chosen: Tensor, alive: set[int]) -> Batch:
     """The chosen tokens as the next pass's batch. A row that has ended runs on beside the others, as padding."""
     ids = chosen.unsqueeze(-1)
     mask = torch.cat([batch.mask, torch.ones_like(ids, dtype=torch.bool)], -1)
     kinds = torch.tensor([[int(WRITTEN) * (row in alive)] for row in range(len(ids))], device=ids.device)
-    return Batch(ids, mask, kinds, prompt=False)
+    return Batch(ids, mask, kinds, prompt=False, even=batch.even)
 
 
 class _Row:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,14 +21,14 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.utils import logging as hf_logging
 
-from sparsight.errors import BadFile, BadInput, TooLong
+from sparsight.errors import BadInput, TooLong
 from sparsight.lm.batch import Batch, Place, Prompt
 from sparsight.lm.chat import chat_prompt, text_prompt
 from sparsight.lm.intervene import Intervention, Placed, intervention_taps
+from sparsight.lm.pretrained import as_dtype, load_pretrained
 from sparsight.lm.tap import Tap, find, tapped
 from sparsight.records import Kind
 
@@ -180,13 +179,13 @@ class ObservableLanguageModel:
         stop: end at the last tap; logits are then empty.
         """
         options: dict[str, Any] = {}
-        if self._takes_positions:
+        if self._takes_positions and not batch.even:
             options["position_ids"] = self.within_context(batch.positions)
         unembedding = self.model.get_output_embeddings()
         at_logits = any(find(self.model, point)[0] is unembedding for point in taps)
         if self._takes_logits_to_keep and not all_logits and not at_logits:
             options["logits_to_keep"] = 1
-        mask, logits = batch.mask.to(torch.int64), torch.empty(0)
+        mask, logits = None if batch.even else batch.mask.to(torch.int64), torch.empty(0)
         with self.turn, tapped(self.model, taps, stop):
             out = self.model(
                 input_ids=batch.ids, attention_mask=mask, past_key_values=past, use_cache=use_cache, **options
@@ -210,6 +209,8 @@ class ObservableLanguageModel:
         prompt: bool = True,
     ) -> Batch:
         """Whatever forward takes as a Batch on this model's device. Raises TooLong beyond the model's context."""
+        if isinstance(inputs, Batch):
+            return inputs
         if isinstance(inputs, Mapping):
             if "input_ids" not in inputs:
                 raise BadInput("A mapping of inputs holds 'input_ids'; a chat is a list of messages.")
@@ -225,6 +226,8 @@ class ObservableLanguageModel:
             batch = Batch.of_prompts(self.prompts(inputs), self.pad_token, self.device)
             batch = batch if seen is None else batch.after(seen)
         batch = replace(batch, prompt=prompt)
+        if not prompt and kinds is None:
+            batch = replace(batch, kinds=torch.where(batch.kinds != 0, int(Kind.GENERATED | Kind.ASSISTANT), 0))
         if int(batch.ids.max()) >= self.vocabulary or int(batch.ids.min()) < 0:
             raise BadInput(f"A token id lies outside this model's vocabulary (0 to {self.vocabulary - 1}).")
         if self.context and batch.mask.shape[1] > self.context:
@@ -252,6 +255,12 @@ class ObservableLanguageModel:
 
     def prompts(self, inputs: Any) -> list[Prompt]:
         """A text, a chat (list of messages), token ids, a Prompt, or a list of these, as Prompts."""
+        if isinstance(inputs, Mapping) and "input_ids" in inputs:
+            ids, mask = as_tensor(inputs["input_ids"]), inputs.get("attention_mask")
+            rows = as_rows(ids), as_rows(torch.ones_like(ids) if mask is None else as_tensor(mask))
+            inputs = [[i for i, real in zip(*row, strict=True) if real] for row in zip(*rows, strict=True)]
+        elif isinstance(inputs, Tensor):
+            inputs = as_rows(inputs)
         return [self.prompt(one) for one in (inputs if is_many(inputs) else [inputs])]
 
     def prompt(self, one: Any, **template: Any) -> Prompt:
@@ -260,7 +269,9 @@ class ObservableLanguageModel:
             return one
         if isinstance(one, str):
             return text_prompt(self.tokenizer, one)
-        if isinstance(one, Sequence) and one and all(isinstance(t, int) for t in one):
+        if not isinstance(one, Sequence) or isinstance(one, (bytes, bytearray)):
+            raise BadInput(f"A prompt is a text, a list of messages or of token ids, not {type(one).__name__}.")
+        if one and all(isinstance(t, int) for t in one):
             return Prompt(tuple(one), (Kind.PROMPT | Kind.TEXT,) * len(one))
         return chat_prompt(self.tokenizer, one, **template)
 
@@ -292,62 +303,6 @@ class ObservableLanguageModel:
         return wrap(self)
 
 
-def load_pretrained(
-    name: str, device: str | torch.device | None, dtype: torch.dtype | None, revision: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Model and tokenizer from a folder or the hub; the tokenizer is None where there is none beside the model."""
-    spread = device == "auto"  # over all GPUs, by accelerate
-    target = torch.device(device) if device is not None and not spread else best_device()
-    as_stored = dtype is None and (spread or target.type != "cpu")
-    how: dict[str, Any] = {"dtype": "auto" if as_stored else dtype or torch.float32, "revision": revision}
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise BadFile(f"No model at '{name}': there is no such folder.")
-    name = str(Path(name).expanduser()) if name.startswith("~") else name
-    try:
-        with no_progress_bar():
-            model = AutoModelForCausalLM.from_pretrained(name, **how, **({"device_map": "auto"} if spread else {}))
-        if not spread:
-            torch.nn.Module.to(model, target)
-    except Exception as error:  # whatever any of transformers' loaders raises about a file
-        raise BadFile(f"Cannot load the model '{name}': {first_line(error)}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except Exception as error:
-        if Path(name).is_dir() and not list(Path(name).glob("*tokenizer*")):
-            return model, None
-        raise BadFile(f"Cannot load the tokenizer of '{name}': {first_line(error)}") from error
-    return model, tokenizer
-
-
-@contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Without transformers' bar over the weights; a download still shows its own."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
-
-
-def best_device() -> torch.device:
-    """The GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A torch dtype from itself or its name."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise BadInput(f"No dtype {dtype!r}. There are, for example: bfloat16, float16, float32.")
-    return found
-
-
 def as_tensor(numbers: Any) -> Any:
     """Lists of numbers of equal length, such as a tokenizer gives, as a tensor; anything else as it is."""
     try:
@@ -358,10 +313,19 @@ def as_tensor(numbers: Any) -> Any:
 
 def is_many(inputs: Any) -> bool:
     """Whether this is a list of prompts, rather than one (a text, a chat, a list of token ids)."""
+    if isinstance(inputs, Mapping) and "input_ids" in inputs:
+        inputs = inputs["input_ids"]
+    if isinstance(inputs, Tensor):
+        return inputs.ndim > 1
     if not isinstance(inputs, (list, tuple)):
         return False
     first = inputs[0] if inputs else None
     return not inputs or isinstance(first, (str, Prompt, list, tuple))
+
+
+def as_rows(ids: Tensor) -> list[list[int]]:
+    """Token ids [pos] or [batch, pos] as lists of rows."""
+    return (ids if ids.ndim > 1 else ids.unsqueeze(0)).tolist()
 
 
 def seen_mask(past: Cache) -> Tensor:
@@ -383,8 +347,3 @@ def branch(past: Cache | None) -> Cache | None:
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in past.layers)
     out.layers = [copy.copy(layer) if plain else copy.deepcopy(layer) for layer in past.layers]
     return out
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,14 +1,16 @@
 """Choosing the next token, row by row: greedy, or drawn from what temperature, top_k, top_p and min_p leave.
 
-Each row draws one number a step from its own generator and looks it up in its own cumulative distribution, so its
-text depends on its own logits and its own seed, and on nothing else in the batch.
+Each row draws its own noise for every token of the vocabulary and takes the token for which noise / probability is
+least: an exact draw from the distribution (the Gumbel-max trick). So a row's text depends on its own logits and its
+own seed, and on nothing else in the batch; and where rounding moves a probability by a hair, the draw stays the same
+unless that very hair decides it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,9 +29,9 @@ class Sampler:
         self.all_greedy = all(r.temperature == 0 for r in rows)
         tiny = torch.finfo(torch.float32).tiny
         self.temperature = column([max(r.temperature, tiny) if r.temperature else 1.0 for r in rows])
-        self.top_k = column([r.top_k or np.inf for r in rows])
+        self.top_k = column([r.top_k or math.inf for r in rows])
         self.top_p, self.min_p = column([r.top_p for r in rows]), column([r.min_p for r in rows])
-        self.generators = [np.random.default_rng(r.seed % 2**64) for r in rows]
+        self.generators = [torch.Generator(device).manual_seed(r.seed % 2**63) for r in rows]
 
     @torch.no_grad()
     def __call__(self, logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
@@ -38,10 +40,8 @@ class Sampler:
         if self.all_greedy:
             return likeliest
         kept, tokens = self.filtered(logits)
-        draw = torch.tensor([g.random() for g in self.generators], device=logits.device, dtype=torch.float64)
-        reach = kept.double().cumsum(-1)
-        place = torch.searchsorted(reach, (draw.unsqueeze(-1) * reach[:, -1:]), right=True)
-        place = place.clamp_max((kept > 0).sum(-1, keepdim=True) - 1)  # rounding must not reach past the kept ones
+        noise = torch.stack([torch.empty_like(kept[0]).exponential_(generator=g) for g in self.generators])
+        place = (noise.gather(-1, tokens) / kept).masked_fill(kept == 0, torch.inf).argmin(-1, keepdim=True)
         return torch.where(self.greedy, likeliest, tokens.gather(-1, place).squeeze(-1))
 
     def filtered(

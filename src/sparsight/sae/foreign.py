@@ -141,6 +141,9 @@ def saelens_config(cfg: dict[str, Any], folder: Path) -> SaeConfig:
     if activation == "jumprelu" and "batchtopk" in str(about.get("training_architecture")):
         activation = "batchtopk"
     hook = about.get("hook_name") or about.get("hook_point")
+    if dict(about.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"):
+        said = "was trained on residuals that TransformerLens had centred (center_writing_weights)"
+        warnings.warn(f"The SAE in '{folder}' {said}: on the model as it is, it reads something else.", stacklevel=2)
     return SaeConfig(
         d_in=cfg["d_in"],
         d_hidden=cfg["d_sae"],

@@ -237,7 +237,10 @@ class SparseAutoEncoder(nn.Module):
 
     def checked_indices(self, indices: Sequence[int] | Int[Tensor, " k"]) -> Int[Tensor, " k"]:
         """Feature indices as a tensor on the SAE's device. Raises NoFeature for one that this SAE does not have."""
-        out = torch.as_tensor(indices, dtype=torch.int64)
+        try:
+            out = torch.as_tensor(indices, dtype=torch.int64)
+        except (OverflowError, ValueError, TypeError, RuntimeError):
+            raise BadInput(f"Feature indices are whole numbers, not {str(indices)[:60]}.") from None
         if len(out) and not 0 <= int(out.min()) <= int(out.max()) < self.d_hidden:
             worst = int(out.min()) if int(out.min()) < 0 else int(out.max())
             raise NoFeature(no_feature(worst, self.d_hidden))

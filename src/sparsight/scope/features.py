@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from sparsight.edits import Edit, Feature
+from sparsight.edits import Edit, Feature, finite
 from sparsight.errors import BadInput, NoFeature
 from sparsight.sae.codes import no_feature
 from sparsight.sae.sae import SparseAutoEncoder
 
 EDIT_LINE = re.compile(
-    r"(.+?)=([+-]|\*-?)?(off|[0-9.]+(?:e-?[0-9]+)?|nan|inf)(raw)?(?:@([a-z]+|-?[0-9]+))?", re.IGNORECASE
+    r"""(?P<name>.+?)=
+        (?:(?P<off>off) | (?P<sign>[+-]|\*[+-]?)? (?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf) (?P<raw>raw)?)
+        (?:@(?P<where>[a-z]+|-?\d+))?""",
+    re.IGNORECASE | re.ASCII | re.VERBOSE | re.DOTALL,
 )
+STRONGEST = 1e9  # far beyond any use, and no overflow in the arithmetic that follows
+FARTHEST = 2**31  # token positions
 
 
 class Features:
@@ -51,16 +56,16 @@ class Features:
             raise BadInput(
                 f"Cannot read the edit {words!r}. Write FEATURE=CHANGE, as in 27=+0.6, 27=8, 27=*2 or 27=off."
             )
-        name, sign, number, raw, where = match.groups()
-        feature = self[int(name) if name.isdigit() else name]
+        name, off, sign, number, raw, where = match.groups()
+        feature = self[int(name) if is_index(name) else name]
         feature = feature.raw if raw else feature
-        if number == "off":
+        if off:
             edit = feature.ablate()
         elif sign and sign[0] == "*":
-            edit = feature.scale(float(sign[1:] + number))
+            edit = feature.scale(strength(sign[1:] + number))
         else:
-            edit = feature.pin(float(number)) if not sign else feature.nudge(float(sign + number))
-        return edit if where is None else edit.on(int(where) if where.lstrip("-").isdigit() else where)
+            edit = feature.pin(strength(number)) if not sign else feature.nudge(strength(sign + number))
+        return edit if where is None else edit.on(place(where))
 
     def _labelled(self, words: str) -> int:
         exact = [index for index, label in self.labels.items() if label.lower() == words.lower()]
@@ -72,3 +77,25 @@ class Features:
             raise BadInput(f"Several features are labelled {words!r}: {several}. Name one by its index.")
         known = ", ".join(list(self.labels.values())[:8]) or "none"
         raise BadInput(f"No feature is labelled {words!r}. Labels there are: {known}.")
+
+
+def is_index(words: str) -> bool:
+    """Whether these words are a feature's index; else they are a label."""
+    return words.isascii() and words.isdecimal() and len(words) < 20
+
+
+def strength(words: str) -> float:
+    """The number of an edit."""
+    value = finite(float(words), "The strength of an edit")
+    if abs(value) > STRONGEST:
+        raise BadInput(f"The strength {words} is out of reach: write a number between -1e9 and 1e9.")
+    return value
+
+
+def place(words: str) -> str | int:
+    """The place of an edit: a name, or a token's position."""
+    if not words.removeprefix("-").isdecimal():
+        return words
+    if len(words) > 11 or abs(int(words)) >= FARTHEST:
+        raise BadInput(f"The token position {words[:24]} is out of reach: positions lie between -2**31 and 2**31.")
+    return int(words)

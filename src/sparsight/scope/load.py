@@ -43,6 +43,8 @@ def load(
     if sae is None:
         raise BadInput("Which SAE? Give sae=: a folder, the model card's .pth, a repository on the hub, or an SAE.")
     lm = model if isinstance(model, ObservableLanguageModel) else None
+    if lm and not (device is None and dtype is None and tokenizer is None):
+        raise BadInput("device, dtype and tokenizer are for loading; this model is loaded already.")
     lm = lm or ObservableLanguageModel(model, device, dtype, tokenizer=tokenizer)  # type: ignore[arg-type]
     if not isinstance(sae, SparseAutoEncoder):
         sae = load_sae(sae, dtype=lm.dtype)
@@ -72,7 +74,8 @@ def read_labels(path: Path) -> dict[int, str]:
 
 
 def check_made_for(sae: SparseAutoEncoder, lm: ObservableLanguageModel) -> None:
-    """Raises Mismatch where the SAE names another model and the sizes show that it is right about that."""
+    """Raises Mismatch where the SAE names another model and the sizes show that it is right about that. Another model
+    of the same width passes: it may be a fine-tuned one, on which the SAE still reads."""
     made_for = sae.config.model
     if (
         made_for

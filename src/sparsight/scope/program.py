@@ -11,11 +11,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from sparsight.edits import Comparison, Condition, Controller, Edit, Feature, Group, Where
+from sparsight.edits import Comparison, Condition, Controller, Edit, Feature, Group
 from sparsight.errors import BadInput, Mismatch
 from sparsight.sae.sae import SparseAutoEncoder
+from sparsight.where import Where
 
 MOST_CLAUSES = 256
+LARGEST = 1e15  # of a strength, raw: its square still fits float32, and no residual stream is near it
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,17 @@ class Change:
     where: Where
     clauses: tuple[int, ...]
     entropy: tuple[float, float] = (-math.inf, math.inf)
+
+    def then(self, other: Change) -> Change | None:
+        """Both as one, where they hold at the same tokens; None where they may not."""
+        if (self.slot, self.where, self.clauses, self.entropy) != (
+            other.slot,
+            other.where,
+            other.clauses,
+            other.entropy,
+        ):
+            return None
+        return replace(self, factor=other.factor * self.factor, shift=other.factor * self.shift + other.shift)
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,10 @@ def compile_controller(controller: Controller, sae: SparseAutoEncoder) -> Progra
     units are used and the SAE has none.
     """
     program = Program()
-    _Compiler(sae, program).add(controller, ())
+    try:
+        _Compiler(sae, program).add(controller, ())
+    except RecursionError:
+        raise BadInput("The controller is nested too deep.") from None
     return program
 
 
@@ -111,7 +127,14 @@ class _Compiler:
             value *= self.scale(edit.feature)
         affine = {"nudge": (1.0, value), "pin": (0.0, value), "scale": (value, 0.0), "ablate": (0.0, 0.0)}
         factor, shift = affine[edit.op]
-        self.program.changes.append(Change(slot, factor, shift, edit.where, clauses, entropy))
+        change = Change(slot, factor, shift, edit.where, clauses, entropy)
+        if not abs(shift) <= LARGEST or not abs(factor) <= LARGEST:
+            raise BadInput(f"The strength of '{edit}' is beyond what a residual stream holds.")
+        before = next((i for i, c in reversed(list(enumerate(self.program.changes))) if c.slot == slot), None)
+        if before is not None and (folded := self.program.changes[before].then(change)):
+            self.program.changes[before] = folded
+        else:
+            self.program.changes.append(change)
 
     def clauses(self, condition: Condition, threshold: float | None) -> tuple[int, ...]:
         """Indices of the clauses that must all hold."""

@@ -142,7 +142,7 @@ class Scope:
         template.setdefault("add_generation_prompt", False)
         prompts = [self.lm.prompt(one, **template) for one in (inputs if many else [inputs])]
         batch = self.lm.batch(prompts)
-        flow = self.lm.activations(prompts, [self.hook_point])[self.hook_point]
+        flow = self.lm.activations(batch, [self.hook_point])[self.hook_point]
         real = batch.mask.to(flow.device)
         codes = self.sae.encode_codes(flow[real]).to("cpu")
         ends = real.sum(-1).cumsum(0).tolist()
@@ -187,6 +187,10 @@ class Scope:
 
     def compare(self, messages: Any, edits: Edits, **more: Any) -> Comparison:
         """Unsteered and steered, side by side in one batch, with the same seed."""
+        if more.get("stream"):
+            raise BadInput(
+                "compare() gives both answers at the end. To stream, chat([m, m], [None, edits], stream=True)."
+            )
         plain, steered = self.chat([messages, messages], [None, edits], **more)
         return Comparison(plain, steered)
 

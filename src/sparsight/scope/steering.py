@@ -25,11 +25,12 @@ from sparsight.edits import Controller
 from sparsight.errors import BadInput, Mismatch
 from sparsight.lm.batch import Place
 from sparsight.records import SPECIAL, Receipt
-from sparsight.sae.sae import FeatureRows, SparseAutoEncoder, evaluate, pick
+from sparsight.sae.sae import ENCODE_MEMORY, FeatureRows, SparseAutoEncoder, evaluate, pick
 from sparsight.scope.program import Change, Program, Side, compile_controller
 from sparsight.wire import fingerprint
 
 ROW_COLUMNS = ("bias", "threshold", "gain", "shift")
+MOST_WANTS = 4096
 TALLY = ("seen", "touched", "ratio", "fired")
 NOWHERE = -1  # a position that no token has
 
@@ -70,6 +71,8 @@ class Steering:
         events = _round_up(max((len(p.events) for p in programs), default=0))
         places = _round_up(max((len(c.where.positions) for p in programs for c in p.changes), default=0))
         wants = self.depth * self.slots + events
+        if wants > MOST_WANTS:
+            raise BadInput(f"Too many edits for one request: at most {MOST_WANTS} (features × edits of one feature).")
         rows, device = self.rows, self.sae.device
         wide = torch.promote_types(self.sae.dtype, torch.float32)
 
@@ -163,6 +166,8 @@ class Steering:
         if activations.shape[-1] != self.sae.d_in:
             gives = f"'{self.hook_point}' of this model gives {activations.shape[-1]:,}"
             raise Mismatch(f"This SAE reads {self.sae.d_in:,} numbers; {gives}.")
+        if self.needs_entropy and place.entropy is None:
+            raise BadInput("Entropy bounds need the unedited model's pass beside: use scope.chat or scope.complete.")
         if not self.acts or (place.prompt and not self.touches_prompt):
             self.b["seen"] += (place.kinds != 0).sum(-1)
             return activations
@@ -182,7 +187,8 @@ class Steering:
         kinds, positions = kinds.to(sae.device), positions.to(sae.device)
         read, _, size = sae.normalize(x)
         if sae.config.activation == "topk":
-            a = pick(*sae.strongest(read.to(sae.dtype)), b["index"].unsqueeze(1)).to(x.dtype)
+            width = max(1024, ENCODE_MEMORY // (16 * x.shape[0] * x.shape[1]))  # a long prompt is encoded in parts
+            a = pick(*sae.strongest(read.to(sae.dtype), width), b["index"].unsqueeze(1)).to(x.dtype)
         else:
             a = evaluate(read, self.slot_rows)
         on = self._on(a, kinds, positions, None if entropy is None else entropy.to(sae.device))
@@ -194,15 +200,17 @@ class Steering:
         change = torch.where(edited, after - a, torch.zeros_like(a))
         delta = change @ b["decoder"]
         delta = delta if size is None else delta * size
-        touched = (change != 0).any(-1)
-        share = delta.norm(dim=-1) / x.norm(dim=-1).clamp_min(torch.finfo(x.dtype).tiny)
+        edits = (change != 0).any(-1, keepdim=True)
+        out = torch.where(edits, (x + delta).to(flow.dtype), flow.to(sae.device))
+        moved = torch.where(edits, out.to(x.dtype) - x, torch.zeros_like(x))  # as it is after rounding
+        touched = (moved != 0).any(-1)
+        share = moved.norm(dim=-1) / x.norm(dim=-1).clamp_min(torch.finfo(x.dtype).tiny)
         b["seen"] += (kinds != 0).sum(-1)
         b["touched"] += touched.sum(-1)
         b["ratio"] += torch.where(touched, share, torch.zeros_like(share)).sum(-1)
         if b["fired"].shape[-1]:
             b["fired"] |= on[..., self.depth * n :].any(1)
-        out = (x + delta).to(device=home, dtype=flow.dtype)
-        return torch.where(touched.to(home).unsqueeze(-1), out, flow)
+        return out.to(home)
 
     def _on(
         self, a: Float[Tensor, "batch pos slot"], kinds: Tensor, positions: Tensor, entropy: Tensor | None
