@@ -133,6 +133,7 @@ def test_doctor_examines_the_machine(capsys):
         (["read", "x", "HERE", "--hook-point", "model.layers.40"], 1, "'model.layers' of this model has 0 to 3"),
         (["read", "x", "HERE", "--hook-point", "model.layers.1.mlp.gate_proj"], 1, "this model gives 64"),
         (["read", "x", "HERE", "--dtype", "float7"], 1, "No dtype 'float7'"),
+        (["read", "x", "HERE", "--dtype", "int64"], 1, "No dtype 'int64'"),
         (["chat", "HERE", "--edit", "128=+1"], 1, "No feature 128: this SAE has 128 (0 to 127)"),
         (["chat", "HERE", "--edit", "pirate=+1"], 1, "No feature is labelled 'pirate'"),
         (["chat", "HERE", "--edit", "3=+nan"], 1, "must be a finite number"),

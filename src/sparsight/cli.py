@@ -234,9 +234,8 @@ def _scope(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if scope.lm.device.type == "cpu" and sum(p.numel() for p in scope.lm.model.parameters()) < SMALL:
         import torch
 
-        torch.set_num_threads(
-            1
-        )  # for matrices this small, threads cost more than they give; on a busy machine, much more
+        # for matrices this small, threads cost more than they give; on a busy machine, much more
+        torch.set_num_threads(1)
     return scope, options
 
 
