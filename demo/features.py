@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from files import replace
+from sparsight.lm.lm import cache_word
 from topics import CHOOSING, TOPICS, Topic
 
 TEMPERATURE = 0.8
@@ -70,7 +71,8 @@ def write(model, layer: int, prompts: Tensor, mask: Tensor, vectors: Tensor, len
     """Samples `length` tokens after each left-padded prompt, steered at its text and at what is written."""
     generator = torch.Generator().manual_seed(seed)
     places = (mask.cumsum(1) - 1).clamp(min=0)
-    ids, cache, written = prompts, None, []
+    word = cache_word(model)
+    ids, cache, written = prompts, {}, []
     attention = mask
     stop = torch.tensor(model.config.eos_token_id)
     done = torch.zeros(len(prompts), dtype=torch.bool)
@@ -78,10 +80,10 @@ def write(model, layer: int, prompts: Tensor, mask: Tensor, vectors: Tensor, len
         steered.mask = (mask & (prompts != model.config.bos_token_id)).float()
         for _ in range(length):
             out = model(
-                input_ids=ids, attention_mask=attention, position_ids=places, past_key_values=cache,
+                input_ids=ids, attention_mask=attention, position_ids=places, **cache,
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
-            cache = out.past_key_values
+            cache = {word: getattr(out, word)}
             chances = (out.logits[:, -1].float() / TEMPERATURE).softmax(-1)
             chosen = torch.multinomial(chances, 1, generator=generator)
             chosen[done] = model.config.pad_token_id

@@ -1,6 +1,8 @@
 """One pass of the model: it reads what transformers computes, changes what was asked, and leaves no trace."""
 
+import inspect
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
-    MambaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
     MistralConfig,
     OPTConfig,
     Qwen2Config,
@@ -22,7 +25,7 @@ from transformers import (
 )
 
 from sparsight.errors import BadFile, BadInput, NoHookPoint, NotReached, TooLong
-from sparsight.lm.lm import ObservableLanguageModel
+from sparsight.lm.lm import CACHE_WORDS, ObservableLanguageModel
 from sparsight.records import Kind
 
 SMALL = {
@@ -53,6 +56,7 @@ FAMILIES = {  # config, hook point
     "offset-positions": (OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32), "model.decoder.layers.1"),
     "parallel": (GPTNeoXConfig(**SMALL), "gpt_neox.layers.1"),
     "recurrent": (Qwen3NextConfig(**{**SMALL, "num_hidden_layers": 4}, **LINEAR), "model.layers.1"),
+    "states alone": (Mamba2Config(**SMALL, num_heads=4, head_dim=16, state_size=8, n_groups=1), "backbone.layers.1"),
 }
 
 
@@ -68,7 +72,7 @@ def families():
             if config is None:
                 made = llama(torch.float64, tie_word_embeddings=name == "tied", **SMALL)
             else:
-                wide = name not in ("soft-capped", "recurrent")  # whose attention transformers computes in float32
+                wide = name not in ("soft-capped", "recurrent", "states alone")  # whose attention transformers computes in float32
                 made = AutoModelForCausalLM.from_config(config).to(torch.float64 if wide else torch.float32)
             built[name] = ObservableLanguageModel(made)
         return built[name], hook
@@ -108,9 +112,10 @@ def test_a_pass_gives_what_transformers_gives(families, name):
         theirs = lm.model(ids, output_hidden_states=True)
     logits, _, cache = lm.forward(ids, [hook])
     same(logits, theirs.logits[:, -1])
-    same(cache[hook], theirs.hidden_states[2])  # hidden_states[0] is what goes into layer 0
+    after = 1 if name == "states alone" else 2  # elsewhere hidden_states[0] is what goes into layer 0
+    same(cache[hook], theirs.hidden_states[after])
     same(lm.forward(ids, all_logits=True)[0], theirs.logits)
-    assert not torch.allclose(cache[hook], theirs.hidden_states[1])
+    assert not torch.allclose(cache[hook], theirs.hidden_states[after - 1])
 
 
 def test_one_pass_reads_many_places_in_any_order(lm64):
@@ -252,7 +257,7 @@ def test_a_continued_cache_knows_its_padding_better_than_the_callers_mask(lm64):
 
 def test_a_cache_from_transformers_itself_can_be_continued(lm64):
     ids = tokens(2, 8)
-    past = lm64.model(ids[:, :5], use_cache=True).past_key_values
+    past = getattr(lm64.model(ids[:, :5], use_cache=True), lm64.cache_word)
     logits, grown, _ = lm64.forward(ids[:, 5:], past_key_values=past)
     assert_close(logits, lm64.model(ids).logits[:, -1])
     assert (past.get_seq_length(), grown.get_seq_length()) == (5, 8)
@@ -525,9 +530,42 @@ def test_a_model_without_a_tokenizer_reads_ids_and_says_what_it_lacks(lm):
         bare.forward("Hello")
 
 
-def test_a_model_that_keeps_no_key_value_cache_is_refused_at_once():
-    with pytest.raises(BadInput, match="MambaForCausalLM keeps its state"):
-        ObservableLanguageModel(AutoModelForCausalLM.from_config(MambaConfig(hidden_size=32, num_hidden_layers=1)))
+def test_a_cache_of_states_made_elsewhere_is_refused(families):
+    lm, _ = families("states alone")
+    out = lm.model(tokens(1, 6), use_cache=True)
+    with pytest.raises(BadInput, match="does not say which tokens it has seen"):
+        lm.forward(tokens(1, 1), past_key_values=getattr(out, lm.cache_word))
+
+
+def renamed(model: LlamaForCausalLM, word: str) -> LlamaForCausalLM:
+    """The same model, whose forward has this word for its cache, and no other."""
+
+    def forward(self, *, input_ids, attention_mask=None, use_cache=None, **given):
+        state = {theirs: given.pop(word)}
+        out = LlamaForCausalLM.forward(self, input_ids, attention_mask, use_cache=use_cache, **state, **given)
+        return SimpleNamespace(logits=out.logits, **{word: getattr(out, theirs)})
+
+    theirs = next(w for w in CACHE_WORDS if w in inspect.signature(LlamaForCausalLM.forward).parameters)
+    asks = inspect.signature(forward)
+    known = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("position_ids", word)]
+    forward.__signature__ = asks.replace(parameters=[*list(asks.parameters.values())[:-1], *known])
+    out = type("Renamed", (LlamaForCausalLM,), {"forward": forward})(model.config)
+    out.load_state_dict(model.state_dict())
+    return out
+
+
+@pytest.mark.parametrize("word", ["cache", "past_key_values", "cache_params"])
+def test_a_model_is_spoken_to_in_its_own_words(lm, word):
+    other = ObservableLanguageModel(renamed(lm.model, word))
+    assert other.cache_word == word
+    rows = [[5, 6, 7], [8, 9]]
+    same_ids = [[r.ids for r in one.generate(rows, max_new_tokens=6, stop_tokens=())] for one in (lm, other)]
+    assert same_ids[0] == same_ids[1]
+
+
+def test_a_model_without_a_word_for_its_cache_is_refused_at_once(lm):
+    with pytest.raises(BadInput, match="Renamed keeps its state in a way that sparsight cannot follow"):
+        ObservableLanguageModel(renamed(lm.model, "memory"))
 
 
 def test_threads_do_not_see_each_others_interventions(lm64):

@@ -110,8 +110,8 @@ class CompiledStep:
             input_ids=ids,
             attention_mask=self.mask,
             position_ids=self.lm.within_context(self.positions),
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.lm.cache_word: self.cache},
         )
         self.positions.add_(1)
         return out.logits[:, -1]

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from sparsight.errors import BadInput, TooLong
 from sparsight.lm.batch import Batch, Place, Prompt
@@ -33,6 +33,7 @@ from sparsight.lm.tap import Tap, find, tapped
 from sparsight.records import Kind
 
 Activations = Float[Tensor, "batch pos ..."]
+CACHE_WORDS = ("cache", "past_key_values", "cache_params")  # since transformers 5.24; before; of states, before
 
 
 class ObservableLanguageModel:
@@ -71,9 +72,8 @@ class ObservableLanguageModel:
         self.d_model = int(self.config.hidden_size)
         self.compiled_steps: dict[Any, Any] = {}  # idle decode steps that lm/compiled.py keeps
         self.turn = threading.RLock()  # hooks sit on the model: one pass at a time, or threads would see each other's
+        self.cache_word = cache_word(self.model)
         accepted = inspect.signature(self.model.forward).parameters
-        if "past_key_values" not in accepted:
-            raise BadInput(f"{type(self.model).__name__} keeps its state in a way that sparsight cannot follow.")
         self._takes_positions = "position_ids" in accepted
         self._takes_logits_to_keep = "logits_to_keep" in accepted
 
@@ -187,10 +187,9 @@ class ObservableLanguageModel:
             options["logits_to_keep"] = 1
         mask, logits = None if batch.even else batch.mask.to(torch.int64), torch.empty(0)
         with self.turn, tapped(self.model, taps, stop):
-            out = self.model(
-                input_ids=batch.ids, attention_mask=mask, past_key_values=past, use_cache=use_cache, **options
-            )
-            past, logits = (out.past_key_values if use_cache else None), out.logits
+            options[self.cache_word] = past
+            out = self.model(input_ids=batch.ids, attention_mask=mask, use_cache=use_cache, **options)
+            past, logits = (getattr(out, self.cache_word) if use_cache else None), out.logits
             logits = logits if all_logits else logits[:, -1]
         if past is not None:
             past.seen_mask = batch.mask  # type: ignore[attr-defined]  # which cached tokens are padding
@@ -303,6 +302,15 @@ class ObservableLanguageModel:
         return wrap(self)
 
 
+def cache_word(model: PreTrainedModel) -> str:
+    """What this model's forward calls its KV cache, given and returned. Raises BadInput where it has none."""
+    accepted = inspect.signature(model.forward).parameters
+    word = next((word for word in CACHE_WORDS if word in accepted), None)
+    if word is None:
+        raise BadInput(f"{type(model).__name__} keeps its state in a way that sparsight cannot follow.")
+    return word
+
+
 def as_tensor(numbers: Any) -> Any:
     """Lists of numbers of equal length, such as a tokenizer gives, as a tensor; anything else as it is."""
     try:
@@ -331,9 +339,12 @@ def as_rows(ids: Tensor) -> list[list[int]]:
 def seen_mask(past: Cache) -> Tensor:
     """Which of the cached tokens are real, [batch, seen]; all of them, in a cache that did not come from here."""
     known = getattr(past, "seen_mask", None)
+    attention = [layer for layer in past.layers if isinstance(layer, CacheLayerMixin)]
     if known is not None:
-        return known[:, : past.get_seq_length()]  # less where the caller cropped it
-    first: Any = past.layers[0]
+        return known[:, : past.get_seq_length()] if attention else known  # less where the caller cropped it
+    if not attention:
+        raise BadInput("A cache of states alone does not say which tokens it has seen: continue one from forward().")
+    first: Any = attention[0]
     keys = first.keys
     return torch.ones(keys.shape[0], past.get_seq_length(), dtype=torch.bool, device=keys.device)
 
