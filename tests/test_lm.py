@@ -72,7 +72,11 @@ def families():
             if config is None:
                 made = llama(torch.float64, tie_word_embeddings=name == "tied", **SMALL)
             else:
-                wide = name not in ("soft-capped", "recurrent", "states alone")  # whose attention transformers computes in float32
+                wide = name not in (
+                    "soft-capped",
+                    "recurrent",
+                    "states alone",
+                )  # transformers computes those in float32
                 made = AutoModelForCausalLM.from_config(config).to(torch.float64 if wide else torch.float32)
             built[name] = ObservableLanguageModel(made)
         return built[name], hook
