@@ -24,6 +24,7 @@ from sparsight.errors import NotReached
 from sparsight.lm.batch import Batch
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.lm.tap import grafted
+from sparsight.lm.thin import ThinProducts
 
 BUCKET = 128  # capacities are multiples of this, so that few graphs serve all lengths
 KEPT = 4  # idle steps that a model keeps, each with its KV cache
@@ -208,6 +209,8 @@ def compiler_options(device: torch.device) -> dict[str, Any]:
     layers its guards on every module's attributes, and its checks of every tensor's layout, took a third of the step.
     """
     told: dict[str, Any] = {"triton.cudagraphs": device.type == "cuda", "size_asserts": False}
+    if device.type == "cpu":
+        told["post_grad_custom_pre_pass"] = ThinProducts()
     skip = getattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe", None)  # newer than our oldest torch
     return told if skip is None else told | {"guard_filter_fn": skip}
 
