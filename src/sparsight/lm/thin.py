@@ -16,7 +16,7 @@ import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph, Node
 
-MOST_ROWS = 4
+MOST_ROWS = 8
 aten = torch.ops.aten
 
 
@@ -44,6 +44,7 @@ def _put(graph: Graph, node: Node, x: Node, weight: Node, *bias: Node) -> None:
         out.meta["val"] = op(*torch.fx.map_arg(args, lambda arg: arg.meta["val"]))
         return out
 
+    x.meta["inductor_realize_to_strides"] = True  # else the compiler makes x again for every column of the weight
     columns = call(aten.permute.default, x, [1, 0])
     rows = [
         call(
