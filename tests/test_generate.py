@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from torch.testing import assert_close
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.generation import logits_process
 
 from sparsight.errors import BadInput, NoHookPoint, NotReached, TooLong
@@ -37,6 +45,10 @@ def other_model(name: str) -> ObservableLanguageModel:
     torch.manual_seed(0)
     if name == "gpt2":
         made = GPT2LMHeadModel(GPT2Config(**GPT2, bos_token_id=0, eos_token_id=None))
+    elif name == "gpt-neo":  # every other layer looks back a few tokens only, and says so to nobody
+        shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 4, "max_position_embeddings": 64}
+        shape |= {"attention_types": [[["global", "local"], 1]], "vocab_size": 100, "initializer_range": 0.2}
+        made = GPTNeoForCausalLM(GPTNeoConfig(**shape, bos_token_id=0, eos_token_id=None))
     else:
         shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
         shape |= {"intermediate_size": 64, "vocab_size": 100, "sliding_window": 4, "initializer_range": 0.2}
@@ -628,6 +640,7 @@ def cleaned(lm):
     [
         (without_compiler, r"no C\+\+ compiler was found"),
         (lambda _, lm: (other_model("sliding"), {}), "sliding window"),
+        (lambda _, lm: (other_model("gpt-neo"), {}), "transformers says that this model cannot be compiled"),
         (lambda _, lm: (lm, {"interventions": {HOOK: lambda x: x * 1.1}}), "a plain function"),
         (lambda _, lm: (lm, {"interventions": {HOOK: Noting()}}), "a plain function"),
         (lambda _, lm: (cleaned(lm), {"interventions": {HOOK: Push(1, 0.1)}}), "a cleanup layer"),

@@ -164,6 +164,8 @@ def why_not_compiled(lm: ObservableLanguageModel, past: Cache, interventions: Ma
         return "a cleanup layer takes direct effects off, which cannot be compiled"
     if any(type(layer) is not DynamicLayer for layer in past.layers):
         return "this model's KV cache is not of plain full attention (a sliding window, a state)"
+    if not getattr(lm.model, "_can_compile_fullgraph", False):  # transformers' word for it; some write wrong tokens
+        return "transformers says that this model cannot be compiled with a cache of fixed size"
     if lm.device.type == "cpu" and not cpp_compiler():
         return "no C++ compiler was found (install g++ or clang)"
     return None
