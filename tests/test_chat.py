@@ -46,6 +46,18 @@ def said(tokenizer, messages, **options) -> list[tuple[Kind, str]]:
 # ── the Llama 3 template ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("word", ["tokenize", "return_tensors", "padding"])
+def test_a_template_is_given_its_own_keywords_only(tokenizer, word):
+    with pytest.raises(BadInput, match=f"'{word}' is not one of those"):
+        chat_prompt(tokenizer, [{"role": "user", "content": "Hello"}], **{word: True})
+
+
+def test_a_last_message_may_be_gone_on_with(tokenizer):
+    said = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "I am"}]
+    ids = chat_prompt(tokenizer, said, continue_final_message=True).ids
+    assert tokenizer.decode(ids).endswith("I am")
+
+
 def test_every_token_of_a_chat_is_known_to_be_the_templates_or_somebodys(tokenizer):
     messages = plain(("system", "Be a pirate."), ("user", "Hello, how are you?"), ("assistant", "I am fine."))
     head, end = "<|start_header_id|>{}<|end_header_id|>\n\n", "<|eot_id|>"

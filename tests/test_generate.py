@@ -1,7 +1,13 @@
 """Writing: the words transformers would write, each row by itself, told as they come and never by halves."""
 
+import contextlib
+import math
+import os
 import random
 import re
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +16,7 @@ from conftest import CONTEXT, HOOK, VOCABULARY, llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
+from torch._dynamo.exc import TorchDynamoException
 from torch.testing import assert_close
 from transformers import (
     GPT2Config,
@@ -651,6 +658,101 @@ def test_what_cannot_be_compiled_is_said_and_written_all_the_same(endless, uncom
     with pytest.warns(UserWarning, match=why):
         out = generate(lm, [[1, 2, 3]], max_new_tokens=5, compiled=True, **options)
     assert out == generate(lm, [[1, 2, 3]], max_new_tokens=5, **options)
+
+
+def broken_compiler(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(compiled_room.CompiledStep, "__call__", fail)
+
+
+@pytest.mark.parametrize("error", [TorchDynamoException("no such compiler"), PermissionError("read-only")])
+def test_where_compiling_fails_it_is_said_and_written_all_the_same(endless, uncompiled, monkeypatch, error):
+    broken_compiler(monkeypatch, error)
+    with pytest.warns(UserWarning, match="could not be compiled"):
+        out = generate(endless, PROMPTS, max_new_tokens=5, compiled=True)
+    assert out == generate(endless, PROMPTS, max_new_tokens=5)
+
+
+def test_a_compiler_that_does_not_work_is_none():
+    asked = "from sparsight.lm.compiled import cpp_compiler; print(cpp_compiler())"
+    said = subprocess.run(
+        [sys.executable, "-c", asked], env=os.environ | {"CXX": "/bin/false"}, capture_output=True, text=True
+    )
+    assert said.stdout == "None\n"
+
+
+def test_a_graph_is_known_by_what_it_takes_for_granted_of_the_model():
+    model = llama()
+    seen = [compiled_room.modules_now(model)]
+
+    def another():
+        seen.append(compiled_room.modules_now(model))
+        assert len(set(seen)) == len(seen)
+
+    assert compiled_room.modules_now(model) == seen[0]
+    model.model.norm.variance_epsilon = 0.5
+    another()
+    model.model.layers[1].self_attn.scaling *= 2
+    another()
+    hook = model.model.layers[1].register_forward_hook(lambda *_: None)
+    another()
+    hook.remove()
+    model.model.layers[1].register_forward_hook(lambda *_: None)
+    another()
+
+
+def test_what_compiling_changes_in_transformers_is_put_back_by_every_thread():
+    before = compiled_room.sdpa_attention.is_torchdynamo_compiling
+    inside = threading.Barrier(2, timeout=0.2)  # two at once never meet there
+
+    def work():
+        with compiled_room.grouped_heads(), contextlib.suppress(threading.BrokenBarrierError):
+            inside.wait()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert compiled_room.sdpa_attention.is_torchdynamo_compiling is before
+
+
+def test_a_compiled_step_made_in_inference_mode_serves_outside(endless, uncompiled):
+    with torch.inference_mode():
+        inside = generate(endless, PROMPTS, max_new_tokens=5, compiled=True)
+        left = stream(endless, PROMPTS, max_new_tokens=5)
+        first = next(left)
+    assert generate(endless, PROMPTS, max_new_tokens=5, compiled=True) == inside
+    assert [(p.row, p.id) for p in (first, *left)] == [
+        (p.row, p.id) for p in stream(endless, PROMPTS, max_new_tokens=5)
+    ]
+
+
+class TooMuch:
+    """Makes row 0's numbers overflow from a token on."""
+
+    def __init__(self, after: int):
+        self.after = after
+
+    def edit(self, activations, place):
+        late = (place.positions[:1] >= self.after).unsqueeze(-1)
+        return torch.cat([activations[:1].masked_fill(late, math.inf), activations[1:]])
+
+
+def test_a_row_that_has_ended_may_overflow_and_one_that_is_written_may_not(endless):
+    short, long = Sampling(max_new_tokens=2), Sampling(max_new_tokens=8)
+    done = generate(endless, [[1, 2, 3], [4, 5, 6]], [short, long], {HOOK: TooMuch(4)})
+    assert done[1].ids == generate(endless, [4, 5, 6], long).ids
+    with pytest.raises(BadInput, match="overflowed .* in row 0"):
+        generate(endless, [[1, 2, 3], [4, 5, 6]], long, {HOOK: TooMuch(4)})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_sampling_is_a_sampling(endless):
+    with pytest.raises(BadInput, match="its fields are keywords"):
+        generate(endless, [1], sampling={"temperature": 1})
 
 
 def test_a_seed_is_any_whole_number():

@@ -33,6 +33,7 @@ SHELVES = {
     "doctor": 7,
     "screen": 8,
     "cli": 8,
+    "__main__": 9,
 }
 WITHIN_SHELF = {
     ("where", "records"),

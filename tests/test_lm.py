@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from sparsight.errors import BadFile, BadInput, NoHookPoint, NotReached, TooLong
-from sparsight.lm.lm import CACHE_WORDS, ObservableLanguageModel
+from sparsight.lm.cache import CACHE_WORDS
+from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.records import Kind
 
 SMALL = {
@@ -572,14 +573,17 @@ def test_a_model_without_a_word_for_its_cache_is_refused_at_once(lm):
         ObservableLanguageModel(renamed(lm.model, "memory"))
 
 
-def test_threads_do_not_see_each_others_interventions(lm64):
+@pytest.mark.parametrize("holders", [1, 4])
+def test_threads_do_not_see_each_others_interventions(lm64, holders):
+    """However many hold the one loaded model."""
     ids, wanted, got = tokens(1, 6), {}, {i: [] for i in range(4)}
+    held = [lm64] if holders == 1 else [ObservableLanguageModel(lm64.model) for _ in got]
     for i in got:
         wanted[i] = lm64.forward(ids, None, {HOOK: lambda x, i=i: x + i})[0]
 
     def work(i: int) -> None:
         for _ in range(8):
-            got[i].append(lm64.forward(ids, None, {HOOK: lambda x: x + i})[0])
+            got[i].append(held[i % holders].forward(ids, None, {HOOK: lambda x: x + i})[0])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in got]
     for thread in threads:
@@ -588,6 +592,95 @@ def test_threads_do_not_see_each_others_interventions(lm64):
         thread.join()
     assert all(torch.equal(logits, wanted[i]) for i in got for logits in got[i])
     assert [len(answers) for answers in got.values()] == [8] * 4
+
+
+# ── a cache that somebody else changed ───────────────────────────────────────────────────────────────────────────
+
+
+def grown(lm, past, ids):
+    """A cache that transformers itself goes on with, in place."""
+    with torch.no_grad():
+        lm.model(input_ids=ids, use_cache=True, **{lm.cache_word: past})
+    return past
+
+
+def test_a_cache_that_transformers_grew_is_continued_right(lm64):
+    ids = tokens(1, 12)
+    _, past, _ = lm64.forward(ids[:, :5])
+    same(lm64.forward(ids[:, 9:], past_key_values=grown(lm64, past, ids[:, 5:9]))[0], lm64.forward(ids)[0])
+
+
+def test_a_cache_that_transformers_padded_is_continued_by_the_mask_given(lm64):
+    rows = [tokens(1, 5), tokens(1, 3, seed=1)]
+    ids, mask = padded(rows, "left")
+    word = lm64.cache_word
+    with torch.no_grad():
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        past = lm64.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)[word]
+    after = tokens(2, 1, seed=2)
+    whole = torch.cat([mask, torch.ones_like(after)], 1)
+    logits = lm64.forward(after, past_key_values=past, attention_mask=whole)[0]
+    same(logits[1:], lm64.forward(torch.cat([rows[1], after[1:]], 1))[0])
+
+
+def test_a_cache_whose_rows_were_moved_needs_a_mask_where_it_has_padding(lm64):
+    rows = [tokens(1, 5), tokens(1, 3, seed=1)]
+    ids, mask = padded(rows, "left")
+    _, past, _ = lm64.forward(ids, attention_mask=mask)
+    past.batch_select_indices(torch.tensor([1, 0]))
+    after = tokens(2, 1, seed=2)
+    with pytest.raises(BadInput, match="has padding and was changed after forward"):
+        lm64.forward(after, past_key_values=past)
+    whole = torch.cat([mask[[1, 0]], torch.ones_like(after)], 1)
+    logits = lm64.forward(after, past_key_values=past, attention_mask=whole)[0]
+    same(logits[:1], lm64.forward(torch.cat([rows[1], after[:1]], 1))[0])
+
+
+def test_rows_of_a_cache_without_padding_may_be_repeated(lm64):
+    ids = tokens(1, 8)
+    _, past, _ = lm64.forward(ids[:, :5])
+    past.batch_repeat_interleave(3)
+    same(lm64.forward(ids[:, 5:].repeat(3, 1), past_key_values=past)[0], lm64.forward(ids)[0].repeat(3, 1))
+
+
+def test_a_text_that_goes_on_has_no_bos_in_its_middle(lm):
+    _, past, _ = lm.forward("Once upon a time")
+    more = lm.tokenizer(" there was", add_special_tokens=False)["input_ids"]
+    assert_close(lm.forward(" there was", past_key_values=past)[0], lm.forward([more], past_key_values=past)[0])
+
+
+def test_a_pass_in_inference_mode_leaves_nothing_that_only_works_there(lm64):
+    ids = tokens(1, 7)
+    with torch.inference_mode():
+        _, past, _ = lm64.forward(ids[:, :5])
+    same(lm64.forward(ids[:, 5:], past_key_values=past)[0], lm64.forward(ids)[0])
+
+
+@pytest.mark.usefixtures("unchecked")  # a user has no checker of types
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (lambda lm: ObservableLanguageModel(lm.model, device="bogus"), "No device 'bogus'"),
+        (lambda lm: ObservableLanguageModel(lm.model, device="meta"), "holds no numbers"),
+        (lambda lm: lm.forward([1, 2], interventions=[HOOK]), "hook point: intervention"),
+        (lambda lm: lm.forward([1, 2], interventions={HOOK: 3}), "must be a function, not a int"),
+        (lambda lm: lm.forward([1], past_key_values=((1, 2),)), "the cache that forward.. returned, not a tuple"),
+        (lambda lm: lm.forward([True, False]), "A prompt is|A message is|integers"),
+    ],
+)
+def test_what_is_no_input_is_refused_in_words(lm64, call, why):
+    with pytest.raises(BadInput, match=why):
+        call(lm64)
+
+
+def test_a_cleanup_layer_of_another_width_is_refused(lm64):
+    other = ObservableLanguageModel(lm64.model, cleanup_intervention_layer="lm_head")
+    with pytest.raises(BadInput, match="own shape"):
+        other.forward([1, 2, 3], interventions={HOOK: lambda x: x + 1})
+
+
+def test_ids_of_any_whole_dtype_are_ids(lm64):
+    same(lm64.forward(torch.tensor([[5, 6]], dtype=torch.uint8))[0], lm64.forward([[5, 6]])[0])
 
 
 # ── from a folder ────────────────────────────────────────────────────────────────────────────────────────────────

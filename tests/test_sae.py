@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsight.errors import BadInput, NoFeature
-from sparsight.sae.activation import ACTIVATIONS, largest
+from sparsight.sae.activation import ACTIVATIONS, evaluate, largest
 from sparsight.sae.codes import Codes
-from sparsight.sae.sae import NORMALIZATIONS, SaeConfig, SparseAutoEncoder, evaluate
+from sparsight.sae.sae import NORMALIZATIONS, SaeConfig, SparseAutoEncoder
 
 KINDS = list(product(ACTIVATIONS, (False, True), NORMALIZATIONS))
 kinds = pytest.mark.parametrize(("activation", "apply", "normalization"), KINDS)

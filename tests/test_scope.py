@@ -37,6 +37,46 @@ def test_a_chat_is_read_with_its_roles_and_its_template_left_out_of_the_top(scop
     assert all(len(token["features"]) <= 2 for token in data["tokens"])
 
 
+def test_what_a_tokenizer_gives_is_read_and_written_on_as_its_texts(scope):
+    texts = ["Once upon a time", "Hello"]
+    coded = scope.lm.tokenizer(texts, padding=True)
+    for given in (coded, scope.lm.tokenizer(texts, padding=True, return_tensors="pt")):
+        assert [r.ids for r in scope.read(given)] == [r.ids for r in scope.read(texts)]
+        both = scope.complete(given, max_new_tokens=4), scope.complete(texts, max_new_tokens=4)
+        assert [r.ids for r in both[0]] == [r.ids for r in both[1]]
+    one = scope.read(scope.lm.tokenizer("Hello"))
+    assert one.ids == scope.read("Hello").ids
+
+
+def test_numbers_that_are_none_are_an_error_and_no_features(lm, sae):
+    broken = llama()
+    with torch.no_grad():
+        broken.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
+    lost = Scope(ObservableLanguageModel(broken, tokenizer=lm.tokenizer), sae)
+    with pytest.raises(BadInput, match="no finite numbers"):
+        lost.read("Hello")
+
+
+def test_an_sae_for_another_model_of_the_same_width_is_warned_of(lm, sae):
+    with pytest.warns(UserWarning, match="made for 'somebody/else-8B', and the model is"):
+        load(lm, sae.altered(model="somebody/else-8B"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(lm, sae.altered(model=f"somebody/{lm.name}"))
+
+
+def test_the_demos_labels_belong_to_its_own_sae_and_place():
+    own = load("demo")
+    assert own.features.labels
+    assert load("demo", sae=own.sae).features.labels == own.features.labels
+    assert not load("demo", hook_point="model.layers.5").features.labels
+    other = own.sae.moved("cpu", own.sae.dtype)
+    with torch.no_grad():
+        other.b_enc += 1
+    other._fingerprint = None
+    assert not load("demo", sae=other).features.labels
+
+
 def test_a_batch_reads_as_its_rows_alone(scope):
     texts = ["Hello, how are you?", "Once", "I am fine, said the pirate."]
     for one, many in zip(map(scope.read, texts), scope.read(texts), strict=True):

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from sparsight import __version__
-from sparsight.errors import SparsightError, TooLong
+from sparsight.errors import BadInput, SparsightError, TooLong
 
 SMALL = 30_000_000  # parameters
 SHORT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -118,6 +118,8 @@ def chat(edits: tuple[str, ...], compare: bool, system: str | None, plain: bool,
 
     scope, sampling = _scope(more)
     messages = bool(scope.lm.tokenizer.chat_template) and not plain
+    if system and not messages:
+        raise BadInput("A system message goes with a chat: --plain, or a model without a chat template, has none.")
     talk = Talk(scope, _edits(scope, edits), sampling, messages, system)
     for line in screen.lines(messages):
         if line.strip() == "/reset":
@@ -255,6 +257,7 @@ def main(args: Sequence[str] | None = None) -> int:
     nobody foresaw, in one line too; 130: interrupted."""
     warnings.showwarning = lambda message, *_: _complain(f"note: {message}")  # type: ignore[assignment]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries, when there is no network
     _ready_streams()
     try:
         code = cli.main(args, prog_name="sparsight", standalone_mode=False) or 0

@@ -16,13 +16,12 @@ Several edits of one feature act in the order written, each on what the one befo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 
 from sparsight.errors import BadInput
+from sparsight.records import finite
 from sparsight.where import LARGEST, Where
 
 OPS = ("nudge", "pin", "scale", "ablate")
@@ -48,6 +47,8 @@ class Feature:
         object.__setattr__(self, "index", int(self.index))
         if self.unit not in ("scale", "raw"):
             raise BadInput(f"No unit {self.unit!r}. There are: scale, raw.")
+        if not isinstance(self.sae, str | None):
+            raise BadInput(f"A feature's SAE is named by its fingerprint, a text, not {self.sae!r}.")
 
     @property
     def raw(self) -> Feature:
@@ -355,14 +356,27 @@ def explain(
         after = {"nudge": f"a + {amount}", "pin": amount, "scale": f"{amount} × a", "ablate": "0"}[edit.op]
         name = f"feature {index}" + (f" ({edit.feature.label})" if edit.feature.label else "")
         a = "what the edits above left of its activation" if index in seen else "its activation"
-        condition = "" if edit.condition is None else f", when {edit.condition}"
+        condition = "" if edit.condition is None else f", when {edit.condition}{_raw(edit.condition, scale_of)}"
         yield f"{indent}{name}: a = {a}; a' = {after}; x' = x + (a' − a) · W_dec[{index}]"
-        yield f"{indent}    at {edit.where}{condition}"
+        spared = "" if {"template", "bos"} & set(edit.where.kinds) else ", BOS and template spared"
+        yield f"{indent}    at {edit.where}{spared if edit.where.kinds else ''}{condition}"
         seen.add(index)
     for when in controller.whens:
         tells = f", tell {when.event!r} once" if when.event else ""
-        yield f"{indent}then:" if when.condition == ALWAYS and not tells else f"{indent}where {when.condition}{tells}:"
+        where = f"where {when.condition}{_raw(when.condition, scale_of)}{tells}:"
+        yield f"{indent}then:" if when.condition == ALWAYS and not tells else f"{indent}{where}"
         yield from explain(when.controller, scale_of, indent + "    ", seen)
+
+
+def _raw(condition: Condition, scale_of: Callable[[int], float] | None) -> str:
+    """The numbers of a condition as raw activations."""
+    if isinstance(condition, Group):
+        return "".join(_raw(part, scale_of) for part in condition.parts)
+    if scale_of is None or not isinstance(condition, Comparison) or isinstance(condition.right, tuple):
+        return ""
+    right = condition.right
+    scaled = [feature.index for feature in condition.left if feature.unit == "scale"]
+    return "".join(f" ({right:g} × scale[{index}] = {right * scale_of(index):.4g})" for index in scaled)
 
 
 def _bounds(controller: Controller) -> Iterable[str]:
@@ -380,13 +394,3 @@ def a_condition(given: object) -> None:
     if not isinstance(given, Condition):
         how = "made by comparing, as in f[1] > 0.5; two features are compared by compare(f[1], '==', f[2])"
         raise BadInput(f"A condition is {how}. This is {given!r}.")
-
-
-def finite(value: object, what: str) -> float:
-    """A finite number, or BadInput; there is one zero."""
-    if isinstance(value, Real) and not isinstance(value, bool):
-        with suppress(OverflowError):
-            number = float(value) + 0.0
-            if math.isfinite(number):
-                return number
-    raise BadInput(f"{what} must be a finite number, not {str(value)[:40]!r}.")

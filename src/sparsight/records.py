@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 from sparsight.errors import BadInput
@@ -139,3 +141,13 @@ class TokenRead:
     text: str
     kind: Kind
     features: tuple[tuple[int, float], ...] = field(default=())
+
+
+def finite(value: object, what: str) -> float:
+    """A finite number, or BadInput; there is one zero."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value) + 0.0
+            if math.isfinite(number):
+                return number
+    raise BadInput(f"{what} must be a finite number, not {str(value)[:40]!r}.")

@@ -46,7 +46,7 @@ def from_json(form: Mapping[str, Any] | str) -> Controller:
             raise BadInput(f"A controller is a JSON object, not {type(form).__name__}.")
         if "interventions" in form or "scopes" in form:
             return _from_ember(form)
-        if form.get("schema") != SCHEMA:
+        if type(form.get("schema")) is not int or form["schema"] != SCHEMA:
             raise BadInput(f"A controller of schema {form.get('schema')!r}: this sparsight reads schema {SCHEMA}.")
         return _read_controller({k: v for k, v in form.items() if k != "schema"})
     except SparsightError:
@@ -95,11 +95,18 @@ def _condition(condition: Condition, bare: bool) -> dict[str, Any]:
 def _read_controller(form: Mapping[str, Any]) -> Controller:
     _refuse_unknown(form, {"edits", "whens", "name", *THRESHOLDS}, "a controller")
     return Controller(
-        tuple(_read_edit(e) for e in form.get("edits", ())),
-        tuple(_read_when(w) for w in form.get("whens", ())),
+        tuple(_read_edit(e) for e in _list(form, "edits")),
+        tuple(_read_when(w) for w in _list(form, "whens")),
         name=form.get("name"),
         **{name: form.get(name) for name in THRESHOLDS},
     )
+
+
+def _list(form: Mapping[str, Any], key: str) -> list[Any]:
+    given = form.get(key, [])
+    if not isinstance(given, list):
+        raise BadInput(f"{key!r} of a controller is a list, not {type(given).__name__}.")
+    return given
 
 
 def _read_edit(form: Mapping[str, Any]) -> Edit:

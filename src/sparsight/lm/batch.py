@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -83,10 +84,11 @@ class Batch:
     @classmethod
     def of_tensor(cls, ids: Tensor, attention_mask: Tensor | None, seen: Tensor | None, kinds: Tensor | None) -> Batch:
         """A caller's tensors. attention_mask: over these tokens, or over the seen ones and these; of the seen ones
-        `seen` knows better, since they lie in the cache as they were run, not as they were given."""
+        `seen` is what counts, since they lie in the cache as they were run, not as they were given."""
         ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
         if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
             raise BadInput(f"Token ids are integers, [batch, pos]; given {list(ids.shape)} of {ids.dtype}.")
+        ids = ids.to(torch.int64)
         if not ids.numel():
             raise BadInput("The prompt is empty: there is nothing to read or to go on from.")
         here = _mask_here(ids, attention_mask, seen)
@@ -120,6 +122,14 @@ class Batch:
     def as_run(self, flow: Tensor) -> Tensor:
         """The way back."""
         return flow if self.order is None else _columns(flow, self.order.argsort(-1))
+
+
+def as_tensor(numbers: Any) -> Any:
+    """Lists of numbers of equal length, such as a tokenizer gives, as a tensor; anything else as it is."""
+    try:
+        return numbers if isinstance(numbers, (Tensor, str)) else torch.as_tensor(numbers)
+    except (TypeError, ValueError, RuntimeError):
+        return numbers
 
 
 def _mask_here(ids: Tensor, attention_mask: Tensor | None, seen: Tensor | None) -> Bool[Tensor, "batch pos"]:

@@ -18,6 +18,10 @@ from sparsight.errors import BadInput, NoChatTemplate
 from sparsight.lm.batch import Prompt
 from sparsight.records import ROLES, Kind, Message
 
+NOT_THE_TEMPLATES = {
+    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
+    "return_assistant_tokens_mask",
+}  # fmt: skip
 MARK, MARKS = "\ue000{}\ue001", "\ue000([0-9]+)\ue001"  # private-use characters, that no template treats
 
 
@@ -41,7 +45,10 @@ def chat_prompt(
         )
     for message in said:
         check_text(message.content)
-    options = {"add_generation_prompt": add_generation_prompt, "tokenize": False, **template}
+    if not_its := NOT_THE_TEMPLATES & template.keys():
+        raise BadInput(f"template= holds keywords of the chat template; '{min(not_its)}' is not one of those.")
+    goes_on = bool(template.get("continue_final_message"))
+    options = {"add_generation_prompt": add_generation_prompt and not goes_on, "tokenize": False, **template}
     rendered = _render(tokenizer, said, options)
     spans = _spans(tokenizer, said, options, rendered)
     coded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
@@ -80,7 +87,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opt
     plain = [{"role": m.role, "content": m.content} for m in messages]
     try:
         return str(tokenizer.apply_chat_template(plain, **options))
-    except TemplateError as error:  # a template's own refusal: roles that must alternate, no system message, ...
+    except (TemplateError, ValueError) as error:  # a template's own refusal: of a role, of no system message
         raise BadInput(f"This model's chat template refused the messages: {error}") from error
 
 

@@ -9,7 +9,7 @@ they differ only where two tokens are all but tied.
 from __future__ import annotations
 
 import functools
-import shutil
+import threading
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, StaticCache, StaticLayer
 from transformers.integrations import sdpa_attention
 
@@ -26,6 +27,7 @@ from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.lm.tap import grafted
 from sparsight.lm.thin import ThinProducts
 
+STEPPING = threading.RLock()  # a step changes a library that is one for the whole process
 BUCKET = 128  # capacities are multiples of this, so that few graphs serve all lengths
 KEPT = 4  # idle steps that a model keeps, each with its KV cache
 
@@ -46,6 +48,7 @@ class Compilable(Protocol):
 class CompiledStep:
     """One decode step for fixed rows, capacity, hook points and shapes of interventions."""
 
+    @torch.inference_mode(False)  # its buffers outlive a caller's inference mode
     def __init__(
         self,
         lm: ObservableLanguageModel,
@@ -72,6 +75,8 @@ class CompiledStep:
         told = compiler_options(lm.device)
         self._graph = torch.compile(own_code(self._step), fullgraph=True, dynamic=False, options=told)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def load(self, past: Cache, batch: Batch, interventions: Mapping[str, Any]) -> None:
         """Take over what an eager prefill left: `batch` is the next token of each row, not yet in the cache."""
         length = past.get_seq_length()
@@ -94,12 +99,13 @@ class CompiledStep:
         for point, intervention in interventions.items():
             self.interventions[point].load(intervention)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, ids: Tensor, kinds: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(logits [batch, vocabulary], hook point -> activations [batch, 1, d] before any edit)."""
         self.kinds.copy_(kinds)
         with self.lm.turn, grafted(self.lm.model, self.taps), grouped_heads():
-            logits = self._graph(ids)
+            logits = self._graph(ids.clone())  # never an inference tensor
         if not self.proved:
             if int(self.flowed) != len(self.taps):
                 raise NotReached(f"The compiled step ran past its hook points ({', '.join(self.taps)}).")
@@ -173,33 +179,41 @@ def why_not_compiled(lm: ObservableLanguageModel, past: Cache, interventions: Ma
 
 @functools.cache
 def cpp_compiler() -> str | None:
-    """The C++ compiler that torch.compile would use on a CPU."""
-    from torch._inductor import config, cpp_builder, exc
+    """The C++ compiler that torch.compile would use on a CPU; None where there is none that works."""
+    from torch._inductor import cpp_builder, exc
 
     try:
         return cpp_builder.get_cpp_compiler()
     except (exc.InvalidCxxCompiler, RuntimeError, OSError):
-        return next((found for name in config.cpp.cxx if name and (found := shutil.which(name))), None)
+        return None
 
 
-def modules_now(model: nn.Module) -> int:
-    """A hash of what a graph takes for granted of the model: which modules it has, their modes, how many hooks."""
-    return hash(tuple((id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()))
+def modules_now(model: PreTrainedModel) -> int:
+    """A hash of what a graph takes for granted of the model: its modules, their plain attributes, their hooks."""
+    plain = (bool, int, float, str, type(None))
+
+    def of(m: nn.Module) -> tuple[Any, ...]:
+        attributes = frozenset((name, value) for name, value in vars(m).items() if isinstance(value, plain))
+        return id(m), attributes, tuple(m._forward_hooks), tuple(m._forward_pre_hooks)
+
+    return hash((getattr(model.config, "_attn_implementation", None), *map(of, model.modules())))
 
 
 @contextmanager
 def grouped_heads() -> Iterator[None]:
     """Within: heads that share keys and values read them where they lie. While it is compiled, transformers copies
-    the cache out to every head instead, all of it at every step: at 32 rows a third of the step's time."""
+    the cache out to every head instead, all of it at every step: at 32 rows a third of the step's time. The graph is
+    guarded by it, so it holds at every step."""
     if not hasattr(sdpa_attention, "pack_gqa"):  # a transformers that does not know how
         yield
         return
-    asks = sdpa_attention.is_torchdynamo_compiling
-    sdpa_attention.is_torchdynamo_compiling = _no
-    try:
-        yield
-    finally:
-        sdpa_attention.is_torchdynamo_compiling = asks
+    with STEPPING:
+        asks = sdpa_attention.is_torchdynamo_compiling
+        sdpa_attention.is_torchdynamo_compiling = _no
+        try:
+            yield
+        finally:
+            sdpa_attention.is_torchdynamo_compiling = asks
 
 
 def _no() -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from transformers.cache_utils import Cache
 
 from sparsight.errors import BadInput, TooLong
@@ -25,11 +26,14 @@ from sparsight.lm.batch import Batch, Prompt
 from sparsight.lm.compiled import compiled_step, why_not_compiled
 from sparsight.lm.intervene import Intervention, Placed
 from sparsight.lm.lm import ObservableLanguageModel, is_many
+from sparsight.lm.pretrained import first_line
 from sparsight.lm.sample import Sampler
 from sparsight.lm.tap import Tap, find
 from sparsight.lm.text import TextStream
 from sparsight.records import Kind, Sampling
 
+Passed = tuple[Tensor, dict[str, Tensor]]  # logits [batch, vocabulary], hook point -> activations that were read
+Pass = Callable[[Batch], Passed]
 WRITTEN = Kind.GENERATED | Kind.ASSISTANT
 
 
@@ -132,10 +136,12 @@ def _written(passes: _Passes, batch: Batch, writers: list[_Row], sampler: Sample
     """The loop itself."""
     logits, _ = passes(batch)
     with ExitStack() as held:  # the compiled step, where there is one, is this generation's until it ends
-        run: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] | None = None if compiled else passes
+        run: Pass | None = None if compiled else passes
         while True:
             chosen = sampler(logits)
-            told = [w.push(token) for w, token in zip(writers, sound(chosen, logits), strict=True) if not w.finish]
+            alive = [not w.finish for w in writers]
+            tokens = sound(chosen, logits, alive)
+            told = [w.push(token) for w, token, going in zip(writers, tokens, alive, strict=True) if going]
             if not passes.read_at:
                 yield from told
             going = any(not w.finish for w in writers)
@@ -143,27 +149,30 @@ def _written(passes: _Passes, batch: Batch, writers: list[_Row], sampler: Sample
                 return
             batch = _next(batch, chosen, {p.row for p in told if not p.finish})
             if run is None:
-                run = _compiled_or_eager(passes, batch, max(w.limit for w in writers), held)
-            logits, read = run(batch)
+                run, (logits, read) = _compiled_or_eager(passes, batch, max(w.limit for w in writers), held)
+            else:
+                logits, read = run(batch)
             if passes.read_at:
                 yield from (replace(p, activations={h: a[p.row, -1] for h, a in read.items()}) for p in told)
                 if not going:
                     return
 
 
-def _compiled_or_eager(
-    passes: _Passes, batch: Batch, room: int, held: ExitStack
-) -> Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]:
-    """A compiled step; or the eager passes, with a warning that says why."""
+def _compiled_or_eager(passes: _Passes, batch: Batch, room: int, held: ExitStack) -> tuple[Pass, Passed]:
+    """A compiled step; or the eager passes, with a warning that says why. And what the first of them gave."""
     lm, past = passes.lm, passes.past
     assert past is not None
     reason = why_not_compiled(lm, past, passes.interventions)
     reason = reason or ("entropy bounds need a second, unedited pass" if passes.needs_entropy else None)
-    if reason:
-        warnings.warn(f"Decoding eagerly: {reason}.", stacklevel=4)
-        return passes
-    step = held.enter_context(compiled_step(lm, batch, past, room, passes.interventions, passes.read_at))
-    return lambda batch: step(batch.ids, batch.kinds)
+    if not reason:
+        try:
+            step = held.enter_context(compiled_step(lm, batch, past, room, passes.interventions, passes.read_at))
+            first = step(batch.ids, batch.kinds)  # the first of its shape is compiled now
+            return lambda batch: step(batch.ids, batch.kinds), first
+        except (TorchDynamoException, OSError) as error:  # whatever is wrong with the compiler, or with its folder
+            reason = f"the step could not be compiled ({first_line(error)})"
+    warnings.warn(f"Decoding eagerly: {reason}.", stacklevel=4)
+    return passes, passes(batch)
 
 
 class _Passes:
@@ -199,10 +208,11 @@ def _reader(point: str, read: dict[str, Tensor]) -> Tap:
     return keep
 
 
-def sound(chosen: Tensor, logits: Tensor) -> list[int]:
-    """The chosen tokens. Raises BadInput where a row's logits are no numbers any more: no token follows from those."""
+def sound(chosen: Tensor, logits: Tensor, alive: Sequence[bool]) -> list[int]:
+    """The chosen tokens. Raises BadInput where the logits of a row that is still written are no numbers any more: no
+    token follows from those."""
     tokens, peaks = torch.stack([chosen.double(), logits.amax(-1).double()]).tolist()  # one transfer from the device
-    broken = [row for row, peak in enumerate(peaks) if not math.isfinite(peak)]
+    broken = [row for row, peak in enumerate(peaks) if alive[row] and not math.isfinite(peak)]
     if broken:
         why = "an edit or intervention is too strong for it, or its weights are damaged"
         raise BadInput(f"The model's numbers overflowed {logits.dtype} in row {broken[0]}: {why}.")
@@ -260,6 +270,8 @@ def sampling_of(sampling: Any, options: Mapping[str, Any], rows: int) -> list[Sa
     elif options:
         raise BadInput("Give either `sampling` or its fields as keywords, not both.")
     each = [sampling] * rows if isinstance(sampling, Sampling) else list(sampling)
+    if not all(isinstance(one, Sampling) for one in each):
+        raise BadInput("sampling= is a Sampling, or a list of one for each prompt; its fields are keywords too.")
     if len(each) != rows:
         raise BadInput(f"{len(each)} samplings for {rows} prompts: give one for all, or one each.")
     return each

@@ -36,10 +36,14 @@ def intervention_taps(
     cleanup: str | None,
 ) -> dict[str, list[Tap]]:
     """Taps that run interventions on a batch and, where a cleanup layer is named, take their direct effects off."""
+    if not isinstance(interventions, Mapping):
+        raise BadInput(f"interventions= is {{hook point: intervention}}, not a {type(interventions).__name__}.")
     taps: dict[str, list[Tap]] = {}
     for point, intervention in interventions.items():
         if intervention is None:
             continue
+        if not callable(intervention) and not isinstance(intervention, Placed):
+            raise BadInput(f"The intervention at '{point}' must be a function, not a {type(intervention).__name__}.")
         acting = _Acting(point, intervention, batch, place, cleanup)
         taps.setdefault(point, []).append(acting.change)
         if cleanup:
@@ -71,6 +75,9 @@ class _Acting:
     def clean(self, flow: Tensor) -> Tensor | None:
         if not self.reached:
             raise BadInput(f"The cleanup layer '{self.cleanup}' runs before '{self.point}': it must come after it.")
+        if self.direct is not None and self.direct.shape != flow.shape:
+            shapes = f"{list(self.direct.shape)} at '{self.point}', {list(flow.shape)} at '{self.cleanup}'"
+            raise BadInput(f"The cleanup layer needs activations of the intervention's own shape: {shapes}.")
         return None if self.direct is None else flow - self.direct.to(flow)
 
     def _after(self, given: Tensor, out: Any, as_run: Callable[[Tensor], Tensor]) -> Tensor | None:

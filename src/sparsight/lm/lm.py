@@ -9,31 +9,34 @@ and it does what the card's code means, on any Hugging Face causal model, with t
 
 from __future__ import annotations
 
-import copy
 import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache
 
 from sparsight.errors import BadInput, TooLong
-from sparsight.lm.batch import Batch, Place, Prompt
+from sparsight.lm.batch import Batch, Place, Prompt, as_tensor
+from sparsight.lm.cache import branch, cache_word, remember, seen_mask
 from sparsight.lm.chat import chat_prompt, text_prompt
 from sparsight.lm.intervene import Intervention, Placed, intervention_taps
-from sparsight.lm.pretrained import as_dtype, load_pretrained
+from sparsight.lm.pretrained import as_device, as_dtype, load_pretrained
 from sparsight.lm.tap import Tap, find, tapped
 from sparsight.records import Kind
 
 Activations = Float[Tensor, "batch pos ..."]
-CACHE_WORDS = ("cache", "past_key_values", "cache_params")  # since transformers 5.24; before; of states, before
+TURNS: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary()  # hooks sit on the model: one pass of
+# it at a time, whoever holds it, or threads would see each other's
 
 
 class ObservableLanguageModel:
@@ -60,7 +63,8 @@ class ObservableLanguageModel:
         if isinstance(model, PreTrainedModel):
             self.model: PreTrainedModel = model
             if device is not None or dtype is not None:
-                torch.nn.Module.to(model, device=device, dtype=as_dtype(dtype))  # in place
+                target = None if device is None else as_device(device)
+                torch.nn.Module.to(model, device=target, dtype=as_dtype(dtype))  # in place
             self.name = model.config.name_or_path or type(model).__name__
         else:
             self.name = str(model)
@@ -71,7 +75,7 @@ class ObservableLanguageModel:
         self.cleanup_intervention_layer = cleanup_intervention_layer
         self.d_model = int(self.config.hidden_size)
         self.compiled_steps: dict[Any, Any] = {}  # idle decode steps that lm/compiled.py keeps
-        self.turn = threading.RLock()  # hooks sit on the model: one pass at a time, or threads would see each other's
+        self.turn = TURNS.setdefault(self.model, threading.RLock())
         self.cache_word = cache_word(self.model)
         accepted = inspect.signature(self.model.forward).parameters
         self._takes_positions = "position_ids" in accepted
@@ -140,10 +144,12 @@ class ObservableLanguageModel:
         shall flow on, or (that, direct_effect). With `cleanup_intervention_layer` set, the direct effect is
         subtracted at that layer's output; a function that returns no direct effect has the change it made, one
         that returns None for it has none.
-        past_key_values: what an earlier call returned. It is not changed: the same cache may be continued twice.
-        all_logits: logits of every token, [batch, pos, vocabulary].
+        past_key_values: what an earlier call returned. It is not changed: the same cache may be continued twice. A
+        text that continues one begins without BOS. attention_mask: [batch, pos] over these tokens, or over the cached
+        ones too; of those, a cache that forward returned knows better. kinds: Kind bits of each token, where
+        interventions should know more than that it is text. all_logits: logits of all tokens, [batch, pos, vocabulary].
         """
-        seen = None if past_key_values is None else seen_mask(past_key_values)
+        seen = None if past_key_values is None else seen_mask(past_key_values, attention_mask)
         batch = self.batch(inputs, attention_mask, seen, kinds, prompt=past_key_values is None)
         cache: dict[str, Tensor] = {}
         taps = self.taps(interventions or {}, batch)
@@ -165,6 +171,8 @@ class ObservableLanguageModel:
         ids = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         return int(self.activations(ids, [hook_point])[hook_point].shape[-1])
 
+    @torch.inference_mode(False)  # what is kept of a pass may be used outside of a caller's inference mode
+    @torch.no_grad()
     def run(
         self,
         batch: Batch,
@@ -192,7 +200,7 @@ class ObservableLanguageModel:
             past, logits = (getattr(out, self.cache_word) if use_cache else None), out.logits
             logits = logits if all_logits else logits[:, -1]
         if past is not None:
-            past.seen_mask = batch.mask  # type: ignore[attr-defined]  # which cached tokens are padding
+            remember(past, batch.mask)
         return logits, past
 
     def within_context(self, positions: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -222,7 +230,9 @@ class ObservableLanguageModel:
         elif attention_mask is not None or kinds is not None:
             raise BadInput("attention_mask and kinds go with token ids, [batch, pos]; text brings its own.")
         else:
-            batch = Batch.of_prompts(self.prompts(inputs), self.pad_token, self.device)
+            prompts = self.prompts(inputs)
+            prompts = prompts if prompt else [without_bos(one) for one in prompts]
+            batch = Batch.of_prompts(prompts, self.pad_token, self.device)
             batch = batch if seen is None else batch.after(seen)
         batch = replace(batch, prompt=prompt)
         if not prompt and kinds is None:
@@ -252,15 +262,16 @@ class ObservableLanguageModel:
         token: Any = None if self._tokenizer is None else self._tokenizer.pad_token_id
         return int(token) if token is not None and token < self.vocabulary else 0
 
-    def prompts(self, inputs: Any) -> list[Prompt]:
-        """A text, a chat (list of messages), token ids, a Prompt, or a list of these, as Prompts."""
+    def prompts(self, inputs: Any, **template: Any) -> list[Prompt]:
+        """A text, a chat (list of messages), token ids, a Prompt, or a list of these, as Prompts. template: keywords
+        for the chat template."""
         if isinstance(inputs, Mapping) and "input_ids" in inputs:
             ids, mask = as_tensor(inputs["input_ids"]), inputs.get("attention_mask")
             rows = as_rows(ids), as_rows(torch.ones_like(ids) if mask is None else as_tensor(mask))
             inputs = [[i for i, real in zip(*row, strict=True) if real] for row in zip(*rows, strict=True)]
         elif isinstance(inputs, Tensor):
             inputs = as_rows(inputs)
-        return [self.prompt(one) for one in (inputs if is_many(inputs) else [inputs])]
+        return [self.prompt(one, **template) for one in (inputs if is_many(inputs) else [inputs])]
 
     def prompt(self, one: Any, **template: Any) -> Prompt:
         """One text, chat, Prompt or list of token ids as a Prompt. template: keywords for the chat template."""
@@ -270,8 +281,8 @@ class ObservableLanguageModel:
             return text_prompt(self.tokenizer, one)
         if not isinstance(one, Sequence) or isinstance(one, (bytes, bytearray)):
             raise BadInput(f"A prompt is a text, a list of messages or of token ids, not {type(one).__name__}.")
-        if one and all(isinstance(t, int) for t in one):
-            return Prompt(tuple(one), (Kind.PROMPT | Kind.TEXT,) * len(one))
+        if one and all(isinstance(t, Integral) and not isinstance(t, bool) for t in one):
+            return Prompt(tuple(map(int, one)), (Kind.PROMPT | Kind.TEXT,) * len(one))
         return chat_prompt(self.tokenizer, one, **template)
 
     def _reader(self, cache: dict[str, Tensor], point: str, batch: Batch) -> Tap:
@@ -302,23 +313,6 @@ class ObservableLanguageModel:
         return wrap(self)
 
 
-def cache_word(model: PreTrainedModel) -> str:
-    """What this model's forward calls its KV cache, given and returned. Raises BadInput where it has none."""
-    accepted = inspect.signature(model.forward).parameters
-    word = next((word for word in CACHE_WORDS if word in accepted), None)
-    if word is None:
-        raise BadInput(f"{type(model).__name__} keeps its state in a way that sparsight cannot follow.")
-    return word
-
-
-def as_tensor(numbers: Any) -> Any:
-    """Lists of numbers of equal length, such as a tokenizer gives, as a tensor; anything else as it is."""
-    try:
-        return numbers if isinstance(numbers, (Tensor, str)) else torch.as_tensor(numbers)
-    except (TypeError, ValueError, RuntimeError):
-        return numbers
-
-
 def is_many(inputs: Any) -> bool:
     """Whether this is a list of prompts, rather than one (a text, a chat, a list of token ids)."""
     if isinstance(inputs, Mapping) and "input_ids" in inputs:
@@ -336,25 +330,8 @@ def as_rows(ids: Tensor) -> list[list[int]]:
     return (ids if ids.ndim > 1 else ids.unsqueeze(0)).tolist()
 
 
-def seen_mask(past: Cache) -> Tensor:
-    """Which of the cached tokens are real, [batch, seen]; all of them, in a cache that did not come from here."""
-    known = getattr(past, "seen_mask", None)
-    attention = [layer for layer in past.layers if isinstance(layer, CacheLayerMixin)]
-    if known is not None:
-        return known[:, : past.get_seq_length()] if attention else known  # less where the caller cropped it
-    if not attention:
-        raise BadInput("A cache of states alone does not say which tokens it has seen: continue one from forward().")
-    first: Any = attention[0]
-    keys = first.keys
-    return torch.ones(keys.shape[0], past.get_seq_length(), dtype=torch.bool, device=keys.device)
-
-
-def branch(past: Cache | None) -> Cache | None:
-    """A cache that grows without touching the one it came from. Costs no copy of tensors where appending makes new
-    ones, as transformers' dynamic layers do."""
-    if past is None:
-        return None
-    out = copy.copy(past)
-    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in past.layers)
-    out.layers = [copy.copy(layer) if plain else copy.deepcopy(layer) for layer in past.layers]
-    return out
+def without_bos(prompt: Prompt) -> Prompt:
+    """A text that goes on where another ended: the tokenizer's BOS has no place there."""
+    if len(prompt) > 1 and prompt.kinds[0] & Kind.BOS:
+        return Prompt(prompt.ids[1:], prompt.kinds[1:])
+    return prompt

@@ -19,12 +19,7 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Model and tokenizer from a folder or the hub; the tokenizer is None where there is none beside the model."""
     spread = device == "auto"  # over all GPUs, by accelerate
-    try:
-        target = torch.device(device) if device is not None and not spread else best_device()
-    except RuntimeError as error:
-        raise BadInput(f"No device '{device}'. There are, for example: cpu, cuda, cuda:1, mps, auto.") from error
-    if target.type == "meta":
-        raise BadInput("Device 'meta' holds no numbers: nothing can be read or written there.")
+    target = best_device() if device is None or spread else as_device(device)
     as_stored = dtype is None and (spread or target.type != "cpu")
     how: dict[str, Any] = {"dtype": "auto" if as_stored else dtype or torch.float32, "revision": revision}
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
@@ -63,6 +58,19 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """A device that is there, from itself or its name."""
+    try:
+        found = torch.device(device)
+        if found.type != "meta":
+            torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # a name that there is not, or a device that this machine lacks
+        raise BadInput(f"No device '{device}' here. There are, for example: cpu, cuda, cuda:1, mps, auto.") from error
+    if found.type == "meta":
+        raise BadInput("Device 'meta' holds no numbers: nothing can be read or written there.")
+    return found
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -10,6 +10,10 @@
 `topk` (Gao et al. 2024) is the odd one: which features pass depends on all the others of the same token.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -54,3 +58,33 @@ def largest(
     order |= torch.arange(pre.shape[-1] - 1, -1, -1, device=pre.device)
     indices = order.topk(k, dim=-1).indices
     return pre.gather(-1, indices), indices
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """All that is needed to compute, and to change, a few features without the rest of the SAE; float32 at least.
+
+    encoder, decoder: [..., feature, d_in]; bias, threshold, gain, shift: [..., feature], as in activation.py, with
+    the subtraction of b_dec folded into the bias.
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    bias: Tensor
+    threshold: Tensor
+    gain: Tensor
+    shift: Tensor
+
+
+def evaluate(x: Float[Tensor, "*token d_in"], rows: FeatureRows) -> Float[Tensor, "*token k"]:
+    """Features of normalised x from their rows alone, in the rows' dtype: [*token, d_in] with [..., k, d_in]."""
+    pre = x.to(rows.encoder.dtype) @ rows.encoder.transpose(-1, -2) + rows.bias
+    return pointwise(pre, rows.threshold, rows.gain, rows.shift)
+
+
+def pick(
+    values: Float[Tensor, "*token top"], indices: Int[Tensor, "*token top"], wanted: Int[Tensor, "*#token k"]
+) -> Float[Tensor, "*token k"]:
+    """Of each token's (value, feature index) pairs, the values of the wanted features; 0 for one that is not there."""
+    hit = indices.unsqueeze(-2) == wanted.unsqueeze(-1)
+    return (hit * values.unsqueeze(-2)).sum(-1)

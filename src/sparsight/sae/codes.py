@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
@@ -46,8 +47,11 @@ class Codes:
     ) -> Codes:
         """From (token, feature, value) triples in any order.
 
-        Raises NoFeature for a feature, BadInput for a token outside, and for a pair that occurs twice.
+        Raises NoFeature for a feature, BadInput for a token outside, for a pair that occurs twice, and for a value
+        that is not above zero.
         """
+        if not (value > 0).all():
+            raise BadInput("Active features have values above zero: leave the others out.")
         for index, end in ((token, tokens), (feature, d_hidden)):
             if len(index) and not 0 <= int(index.min()) <= int(index.max()) < end:
                 worst = int(index.min()) if int(index.min()) < 0 else int(index.max())
@@ -101,7 +105,8 @@ class Codes:
 
     def __getitem__(self, token: int | slice) -> Codes:
         """The codes of one token or of a run of tokens. Negative tokens count from the end."""
-        if isinstance(token, int):
+        if not isinstance(token, slice):
+            token = int(token)
             if not -len(self) <= token < len(self):
                 raise BadInput(no_token(token, len(self)))
             token = slice(token % len(self), token % len(self) + 1)
@@ -138,6 +143,8 @@ class Codes:
 
     def of(self, feature: int) -> Float[Tensor, " token"]:
         """One feature's value at every token."""
+        if isinstance(feature, bool) or not isinstance(feature, Integral):
+            raise BadInput(f"A feature is named by its index, a whole number, not by {feature!r}.")
         if not 0 <= feature < self.d_hidden:
             raise NoFeature(no_feature(feature, self.d_hidden))
         out = self.values.new_zeros(len(self))

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparsight.errors import BadInput, NoFeature
-from sparsight.sae.activation import ACTIVATIONS, largest, pointwise, topk
+from sparsight.sae.activation import ACTIVATIONS, FeatureRows, evaluate, largest, pick, pointwise, topk
 from sparsight.sae.codes import Codes, no_feature
 
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm")
@@ -57,22 +57,6 @@ class SaeConfig:
             raise BadInput(f"No normalization {self.normalization!r}. There are: {', '.join(NORMALIZATIONS)}.")
         if self.activation == "topk" and not (type(self.k) is int and 0 < self.k <= self.d_hidden):
             raise BadInput(f"A topk SAE needs k between 1 and {self.d_hidden}, not {self.k}.")
-
-
-@dataclass(frozen=True)
-class FeatureRows:
-    """All that is needed to compute, and to change, a few features without the rest of the SAE; float32 at least.
-
-    encoder, decoder: [..., feature, d_in]; bias, threshold, gain, shift: [..., feature], as in activation.py, with
-    the subtraction of b_dec folded into the bias.
-    """
-
-    encoder: Tensor
-    decoder: Tensor
-    bias: Tensor
-    threshold: Tensor
-    gain: Tensor
-    shift: Tensor
 
 
 class SparseAutoEncoder(nn.Module):
@@ -207,7 +191,12 @@ class SparseAutoEncoder(nn.Module):
         parts = []
         for start in range(0, max(len(x), 1), tokens):
             block, _, _ = self._read(x[start : start + tokens])
-            parts.append(Codes.from_pairs(*find(block, width), len(block), self.d_hidden))
+            token, feature, value = find(block, width)
+            if not value.isfinite().all():
+                at = start + int(token[~value.isfinite()][0])
+                why = "the model overflowed its dtype, or an edit was too strong for it"
+                raise BadInput(f"The activations at token {at} are no finite numbers: {why}.")
+            parts.append(Codes.from_pairs(token, feature, value, len(block), self.d_hidden))
         return Codes.joined(parts)
 
     def encode_features(
@@ -238,9 +227,12 @@ class SparseAutoEncoder(nn.Module):
     def checked_indices(self, indices: Sequence[int] | Int[Tensor, " k"]) -> Int[Tensor, " k"]:
         """Feature indices as a tensor on the SAE's device. Raises NoFeature for one that this SAE does not have."""
         try:
-            out = torch.as_tensor(indices, dtype=torch.int64)
+            out = torch.as_tensor(indices)
+            if out.numel() and (out.ndim != 1 or out.is_floating_point() or out.dtype == torch.bool):
+                raise ValueError
+            out = out.to(torch.int64)
         except (OverflowError, ValueError, TypeError, RuntimeError):
-            raise BadInput(f"Feature indices are whole numbers, not {str(indices)[:60]}.") from None
+            raise BadInput(f"Feature indices are a list of whole numbers, not {str(indices)[:60]}.") from None
         if len(out) and not 0 <= int(out.min()) <= int(out.max()) < self.d_hidden:
             worst = int(out.min()) if int(out.min()) < 0 else int(out.max())
             raise NoFeature(no_feature(worst, self.d_hidden))
@@ -323,6 +315,14 @@ class SparseAutoEncoder(nn.Module):
         token, place = values.nonzero(as_tuple=True)
         return token, indices[token, place], values[token, place]
 
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseAutoEncoder:
+        """What .to(), .half() and the like do; the feature units stay in float32."""
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if scale is not None:
+            self.scale = scale.to(self.device)
+        return self
+
     def altered(self, scale: Float[Tensor, " feature"] | None = None, **changes: Any) -> SparseAutoEncoder:
         """The same SAE (same weights in memory) with other feature units, or other words in its config."""
         scale = self.scale if scale is None else scale
@@ -339,20 +339,6 @@ class SparseAutoEncoder(nn.Module):
         out.scale = None if self.scale is None else self.scale.to(device=device, dtype=torch.float32)
         out._fingerprint = self.fingerprint
         return out
-
-
-def evaluate(x: Float[Tensor, "*token d_in"], rows: FeatureRows) -> Float[Tensor, "*token k"]:
-    """Features of normalised x from their rows alone, in the rows' dtype: [*token, d_in] with [..., k, d_in]."""
-    pre = x.to(rows.encoder.dtype) @ rows.encoder.transpose(-1, -2) + rows.bias
-    return pointwise(pre, rows.threshold, rows.gain, rows.shift)
-
-
-def pick(
-    values: Float[Tensor, "*token top"], indices: Int[Tensor, "*token top"], wanted: Int[Tensor, "*#token k"]
-) -> Float[Tensor, "*token k"]:
-    """Of each token's (value, feature index) pairs, the values of the wanted features; 0 for one that is not there."""
-    hit = indices.unsqueeze(-2) == wanted.unsqueeze(-1)
-    return (hit * values.unsqueeze(-2)).sum(-1)
 
 
 def content_hash(config: SaeConfig, tensors: dict[str, Tensor]) -> str:

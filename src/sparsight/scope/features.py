@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from numbers import Integral
+from typing import Any
 
-from sparsight.edits import Edit, Feature, finite
+import torch
+from torch import Tensor
+
+from sparsight.edits import Edit, Feature
 from sparsight.errors import BadInput, NoFeature
+from sparsight.records import finite
 from sparsight.sae.codes import no_feature
 from sparsight.sae.sae import SparseAutoEncoder
 
@@ -29,12 +35,15 @@ class Features:
     def __len__(self) -> int:
         return self.sae.d_hidden
 
-    def __getitem__(self, key: int | str) -> Feature:
+    def __getitem__(self, key: Any) -> Feature:
         """Raises NoFeature for an index outside the SAE, BadInput for a label that fits none, or more than one."""
         if isinstance(key, str):
             key = self._labelled(key)
-        if isinstance(key, bool) or not isinstance(key, int):
+        if isinstance(key, Tensor) and key.ndim == 0 and not key.is_floating_point() and key.dtype != torch.bool:
+            key = int(key)
+        if isinstance(key, bool) or not isinstance(key, Integral):
             raise BadInput(f"A feature is named by its index or its label, not by {key!r}.")
+        key = int(key)
         if not 0 <= key < len(self):
             raise NoFeature(no_feature(key, len(self)))
         return Feature(key, sae=self.sae.fingerprint, label=self.labels.get(key))

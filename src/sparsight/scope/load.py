@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,11 @@ def load(
     loaded model. sae: a file, a folder, a repository or an SAE; needed for every model but the demo.
     hook_point: where the SAE reads; None takes what the SAE says. device, dtype: see ObservableLanguageModel.
     """
-    labels: dict[int, str] = {}
     name = None
     if isinstance(model, str) and model == "demo":
         name = "demo"
-        folder = demo_folder()
-        model = folder / "model"
-        if sae is None:
-            sae, labels = folder / "sae", read_labels(folder / "labels.json")
+        model = demo_folder() / "model"
+        sae = demo_folder() / "sae" if sae is None else sae
     if sae is None:
         raise BadInput("Which SAE? Give sae=: a folder, the model card's .pth, a repository on the hub, or an SAE.")
     lm = model if isinstance(model, ObservableLanguageModel) else None
@@ -50,7 +48,10 @@ def load(
         sae = load_sae(sae, dtype=lm.dtype)
     lm.name = name or lm.name
     check_made_for(sae, lm)
-    return Scope(lm, sae, hook_point, labels)
+    scope = Scope(lm, sae, hook_point)
+    if name and scope.hook_point == sae.config.hook_point:
+        scope.features.labels |= read_labels(demo_folder() / "labels.json", sae.fingerprint)
+    return scope
 
 
 def demo_folder() -> Path:
@@ -66,17 +67,20 @@ def showcase() -> dict[str, Any]:
     return read_json(demo_folder() / "labels.json")["showcase"]
 
 
-def read_labels(path: Path) -> dict[int, str]:
-    """Feature index -> label, from a labels file."""
-    if not path.exists():
-        return {}
-    return {int(index): entry["label"] for index, entry in read_json(path)["labels"].items()}
+def read_labels(path: Path, fingerprint: str) -> dict[int, str]:
+    """Feature index -> label, from a labels file; none where it is about another SAE."""
+    told = read_json(path) if path.exists() else {}
+    return {int(i): entry["label"] for i, entry in told["labels"].items()} if told.get("sae") == fingerprint else {}
 
 
 def check_made_for(sae: SparseAutoEncoder, lm: ObservableLanguageModel) -> None:
     """Raises Mismatch where the SAE names another model and the sizes show that it is right about that. Another model
-    of the same width passes: it may be a fine-tuned one, on which the SAE still reads."""
+    of the same width is warned of: it may be a fine-tuned one, on which the SAE still reads, or no relation."""
     made_for = sae.config.model
+    ours, theirs = (str(name).rstrip("/").rsplit("/", 1)[-1].lower() for name in (lm.name, made_for))
+    if made_for and sae.d_in == lm.d_model and ours not in theirs and theirs not in ours:
+        doubt = "it reads sense only where that is the same model, or one fine-tuned from it"
+        warnings.warn(f"This SAE was made for '{made_for}', and the model is '{lm.name}': {doubt}.", stacklevel=3)
     if (
         made_for
         and sae.d_in != lm.d_model

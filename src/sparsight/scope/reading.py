@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsight.edits import Feature
+from sparsight.errors import BadInput
 from sparsight.lm.batch import Prompt
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.lm.text import pieces
@@ -38,12 +39,14 @@ class Reading:
 
     def __getitem__(self, feature: Feature | int) -> list[float]:
         """One feature's activation at every token."""
+        if isinstance(feature, str):
+            raise BadInput(f"A reading is asked by a feature or its index, as in reading[scope.features[{feature!r}]].")
         return self.codes.of(feature.index if isinstance(feature, Feature) else feature).tolist()
 
     def top(self, k: int = 10, special: bool = False) -> list[tuple[int, float]]:
         """The k features that fire strongest anywhere: (feature, highest activation). Template and BOS tokens, where
         a model's norm is often far off the scale, count only if special is set."""
-        if special or not len(self):
+        if special or not len(self) or k < 1:
             return self.codes.strongest(k)
         peaks: dict[int, float] = {}
         for token in self.tokens(content=True):

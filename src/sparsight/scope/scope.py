@@ -123,10 +123,9 @@ class Scope:
             "activation": sae.config.activation + (f" (k {sae.config.k})" if sae.config.k else ""),
             "feature scales": sae.scale is not None,
             "labels": len(self.features.labels),
+            "SAE made for": sae.config.model,
             "SAE fingerprint": sae.fingerprint,
-            **{
-                f"SAE {name}": value for name, value in sae.config.notes.items() if isinstance(value, (str, int, float))
-            },
+            **{f"SAE {name}": value for name, value in flat(sae.config.notes)},
         }
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -138,9 +137,8 @@ class Scope:
         inputs: a text, a chat (list of messages), or a list of these, read in one batch. template: keywords for the
         chat template, such as add_generation_prompt (here False unless asked for).
         """
-        many = is_many(inputs)
         template.setdefault("add_generation_prompt", False)
-        prompts = [self.lm.prompt(one, **template) for one in (inputs if many else [inputs])]
+        prompts = self.lm.prompts(inputs, **template)
         batch = self.lm.batch(prompts)
         flow = self.lm.activations(batch, [self.hook_point])[self.hook_point]
         real = batch.mask.to(flow.device)
@@ -151,7 +149,7 @@ class Scope:
             Reading.of(self.lm, prompt, codes[start:end], self.features.labels)
             for prompt, start, end in zip(prompts, starts, ends, strict=True)
         ]
-        return readings if many else readings[0]
+        return readings if is_many(inputs) else readings[0]
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -175,7 +173,7 @@ class Scope:
         keywords (temperature=0.7, seed=1, max_new_tokens=200, ...). compiled: see sparsight.lm.compiled.
         template: keywords for the chat template.
         """
-        prompts = [self.lm.prompt(one, **(template or {})) for one in (messages if is_many(messages) else [messages])]
+        prompts = self.lm.prompts(messages, **(template or {}))
         return self._write(prompts, is_many(messages), edits, stream, read, on_token, compiled, sampling, options)
 
     def complete(self, text: Any, edits: Edits | Sequence[Edits] = None, **more: Any) -> Any:
@@ -254,6 +252,15 @@ class Scope:
         codes = self.sae.encode_codes(torch.stack(span)).to("cpu") if span else None
         ids, last = tuple(c.id for c in row), row[-1]
         return Reply(text, last.finish or "", ids, len(prompt), last.receipt, events, codes)
+
+
+def flat(notes: Mapping[str, Any]) -> Iterator[tuple[str, str | int | float]]:
+    """Notes as names and plain values; those of a note inside another follow its name."""
+    for name, value in notes.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name} {inner}", each) for inner, each in flat(value))
+        elif isinstance(value, (str, int, float)):
+            yield name, value
 
 
 def controllers_of(edits: Any, rows: int, many: bool) -> list[Controller]:

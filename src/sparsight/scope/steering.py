@@ -25,7 +25,8 @@ from sparsight.edits import Controller
 from sparsight.errors import BadInput, Mismatch
 from sparsight.lm.batch import Place
 from sparsight.records import SPECIAL, Receipt
-from sparsight.sae.sae import ENCODE_MEMORY, FeatureRows, SparseAutoEncoder, evaluate, pick
+from sparsight.sae.activation import FeatureRows, evaluate, pick
+from sparsight.sae.sae import ENCODE_MEMORY, SparseAutoEncoder
 from sparsight.scope.program import Change, Program, Side, compile_controller
 from sparsight.wire import fingerprint
 
@@ -62,6 +63,8 @@ class Steering:
 
     # ── from programs to tensors ─────────────────────────────────────────────────────────────────────────────────
 
+    @torch.inference_mode(False)  # buffers that a pass writes into, whatever the caller's mode then
+    @torch.no_grad()
     def _lay_out(self, programs: Sequence[Program], prompt_lengths: Sequence[int]) -> None:
         chains = [_chains(program) for program in programs]
         self.slots = _round_up(max((len(p.features) for p in programs), default=0))
