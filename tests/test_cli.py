@@ -302,6 +302,18 @@ def test_a_chat_begins_anew(saved):
     assert "begins anew" in err
 
 
+def test_a_system_message_without_a_chat_is_refused(saved, capsys):
+    code, _, err = run(capsys, "chat", "--plain", "--system", "Be short.", "--model", saved[0], "--sae", saved[1])
+    assert code == 1
+    assert "A system message goes with a chat" in err
+
+
+def test_it_runs_as_a_module_too():
+    out = subprocess.run([sys.executable, "-m", "sparsight", "--version"], capture_output=True, text=True)
+    assert out.returncode == 0
+    assert out.stdout.startswith("sparsight ")
+
+
 def test_a_chat_in_json_is_one_object_a_line(saved):
     out, _ = chat(saved, "--json", "--compare", "--edit", "3=+9@generated", lines=["Hello", "Once"])
     answers = [json.loads(line) for line in out.splitlines()]

@@ -178,3 +178,20 @@ def test_codes_keep_the_dtype_of_their_values():
     codes = Codes.from_dense(torch.tensor([[0.0, 1.5], [2.0, 0.0]], dtype=torch.bfloat16))
     assert codes.dense().dtype == codes.of(0).dtype == torch.bfloat16
     assert codes.strongest(5) == [(0, 2.0), (1, 1.5)]
+
+
+def test_an_active_feature_is_above_zero():
+    one = torch.tensor([0])
+    for value in (0.0, -1.0, float("nan")):
+        with pytest.raises(BadInput, match="above zero"):
+            Codes.from_pairs(one, one, torch.tensor([value]), 1, 4)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whole_numbers_of_any_kind_are_indices_and_others_are_not():
+    codes = Codes.from_dense(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
+    assert codes.of(np.int64(1)).tolist() == [2, 0]
+    assert codes[np.int64(0)] == codes[0]
+    for wrong in (1.5, True, "1"):
+        with pytest.raises(BadInput, match="a whole number"):
+            codes.of(wrong)

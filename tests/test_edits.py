@@ -128,6 +128,14 @@ def test_what_is_no_condition_is_refused_when_it_is_given():
         Controller(name=[5])
 
 
+def test_explain_says_which_tokens_are_spared_and_what_a_condition_is_in_raw_numbers():
+    said = f[3].nudge(1).when((f[1] > 0.75) & (f[2].raw < 3)).explain(lambda index: 2.0)
+    assert "at all tokens, BOS and template spared" in said
+    assert "(0.75 × scale[1] = 1.5)" in said
+    assert "scale[2]" not in said
+    assert "spared" not in f[3].nudge(1).on("template").explain()
+
+
 def test_an_edit_explains_itself_and_bounds_are_part_of_it():
     assert f[1].nudge(1).explain() == Controller((f[1].nudge(1),)).explain()
     bounded = Controller((f[1].nudge(1),), min_nudge_entropy=1.0, nonzero_strength_threshold=0.3)
@@ -260,6 +268,10 @@ def test_what_an_ember_client_sends_is_understood():
         ("[]", "a JSON object, not list"),
         ("{}", "schema None"),
         ({"schema": 2}, "reads schema 1"),
+        ({"schema": True}, "reads schema 1"),
+        ({"schema": 1, "edits": "abc"}, "'edits' of a controller is a list"),
+        ({"schema": 1, "whens": {}}, "'whens' of a controller is a list"),
+        ({"schema": 1, "edits": [{"op": "ablate", "feature": {"index": 1, "sae": 5}}]}, "fingerprint, a text"),
         ({"schema": 1, "edit": []}, "No 'edit' in a controller"),
         ({"schema": 1, "edits": [{"op": "nudge", "value": 1}]}, "'feature'"),
         ({"schema": 1, "edits": [{"op": "nudge", "feature": {"index": "1"}, "value": 1}]}, "index from 0 up"),

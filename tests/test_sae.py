@@ -400,3 +400,18 @@ def test_the_fingerprint_is_of_what_is_computed():
     others = [random_sae(seed=1), sae.altered(apply_b_dec_to_input=True), sae.altered(normalization="layer_norm")]
     others += [sae.altered(activation="topk", k=k) for k in (8, 9)]
     assert len({sae.fingerprint, *(other.fingerprint for other in others)}) == 6
+
+
+def test_feature_units_stay_in_float32_when_the_rest_is_cast():
+    sae = random_sae()
+    scale = sae.scale.clone()
+    sae.to(torch.bfloat16)
+    assert sae.dtype is torch.bfloat16
+    assert torch.equal(sae.scale, scale)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", [3, [1.7], [True, False]])
+def test_indices_are_a_list_of_whole_numbers(sae, wrong):
+    with pytest.raises(BadInput, match="a list of whole numbers"):
+        sae.encode_features(torch.zeros(1, sae.d_in), wrong)
