@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
+from numbers import Real
 
 from sparsight.errors import BadInput
-from sparsight.records import finite
+from sparsight.records import finite, is_whole
 from sparsight.where import LARGEST, Where
 
 OPS = ("nudge", "pin", "scale", "ablate")
@@ -42,7 +42,7 @@ class Feature:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.index, bool) or not isinstance(self.index, Integral) or not 0 <= self.index < LARGEST:
+        if not is_whole(self.index) or not 0 <= self.index < LARGEST:
             raise BadInput(f"A feature has an index from 0 up, not {self.index!r}.")
         object.__setattr__(self, "index", int(self.index))
         if self.unit not in ("scale", "raw"):
@@ -358,8 +358,9 @@ def explain(
         a = "what the edits above left of its activation" if index in seen else "its activation"
         condition = "" if edit.condition is None else f", when {edit.condition}{_raw(edit.condition, scale_of)}"
         yield f"{indent}{name}: a = {a}; a' = {after}; x' = x + (a' − a) · W_dec[{index}]"
-        spared = "" if {"template", "bos"} & set(edit.where.kinds) else ", BOS and template spared"
-        yield f"{indent}    at {edit.where}{spared if edit.where.kinds else ''}{condition}"
+        kinds = set(edit.where.kinds)
+        spared = ", BOS and template spared" if kinds and not kinds & {"template", "bos"} else ""
+        yield f"{indent}    at {edit.where}{spared}{condition}"
         seen.add(index)
     for when in controller.whens:
         tells = f", tell {when.event!r} once" if when.event else ""

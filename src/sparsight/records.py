@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from sparsight.errors import BadInput
@@ -141,6 +141,11 @@ class TokenRead:
     text: str
     kind: Kind
     features: tuple[tuple[int, float], ...] = field(default=())
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number of any kind, Python's or numpy's; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def finite(value: object, what: str) -> float:

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,7 +31,7 @@ from sparsight.lm.chat import chat_prompt, text_prompt
 from sparsight.lm.intervene import Intervention, Placed, intervention_taps
 from sparsight.lm.pretrained import as_device, as_dtype, load_pretrained
 from sparsight.lm.tap import Tap, find, tapped
-from sparsight.records import Kind
+from sparsight.records import Kind, is_whole
 
 Activations = Float[Tensor, "batch pos ..."]
 TURNS: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary()  # hooks sit on the model: one pass of
@@ -281,7 +280,7 @@ class ObservableLanguageModel:
             return text_prompt(self.tokenizer, one)
         if not isinstance(one, Sequence) or isinstance(one, (bytes, bytearray)):
             raise BadInput(f"A prompt is a text, a list of messages or of token ids, not {type(one).__name__}.")
-        if one and all(isinstance(t, Integral) and not isinstance(t, bool) for t in one):
+        if one and all(map(is_whole, one)):
             return Prompt(tuple(map(int, one)), (Kind.PROMPT | Kind.TEXT,) * len(one))
         return chat_prompt(self.tokenizer, one, **template)
 

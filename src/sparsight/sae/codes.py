@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsight.errors import BadInput, NoFeature
+from sparsight.records import is_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class Codes:
 
     def of(self, feature: int) -> Float[Tensor, " token"]:
         """One feature's value at every token."""
-        if isinstance(feature, bool) or not isinstance(feature, Integral):
+        if not is_whole(feature):
             raise BadInput(f"A feature is named by its index, a whole number, not by {feature!r}.")
         if not 0 <= feature < self.d_hidden:
             raise NoFeature(no_feature(feature, self.d_hidden))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from sparsight.edits import Edit, Feature
 from sparsight.errors import BadInput, NoFeature
-from sparsight.records import finite
+from sparsight.records import finite, is_whole
 from sparsight.sae.codes import no_feature
 from sparsight.sae.sae import SparseAutoEncoder
 
@@ -41,7 +40,7 @@ class Features:
             key = self._labelled(key)
         if isinstance(key, Tensor) and key.ndim == 0 and not key.is_floating_point() and key.dtype != torch.bool:
             key = int(key)
-        if isinstance(key, bool) or not isinstance(key, Integral):
+        if not is_whole(key):
             raise BadInput(f"A feature is named by its index or its label, not by {key!r}.")
         key = int(key)
         if not 0 <= key < len(self):
