@@ -9,7 +9,7 @@ weights: the saved autoencoder reads the raw residual, and each decoder row has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,19 +18,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from truth import Coded
+
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Plan:
-    layer: int = 2
+    layer: int = 3
     expansion: int = 16
     l1: float = 1.5
     tokens: int = 1_500_000
     scale_tokens: int = 300_000
     held_out_tokens: int = 150_000
     batch: int = 2048
-    steps: int = 5000
+    steps: int = 3000
     rate: float = 1e-3
     seed: int = 1
 
@@ -42,30 +44,34 @@ class Plan:
 # ── activations ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def text_mask(ids: Tensor, template: list[int], start: int) -> Tensor:
-    """True where a token is text: no special token, and no role name or blank line of a chat header."""
-    mask = ~torch.isin(ids, torch.tensor(template))
-    for offset in (1, 2, 3):  # <|start_header_id|> role <|end_header_id|> blank line
-        mask[offset:] &= ids[:-offset] != start
-    return mask
+@torch.no_grad()
+def harvest(model, documents: Sequence[Coded], plan: Plan, limit: int) -> Tensor:
+    """The residual after the plan's layer at all tokens but BOS, [token, d], bfloat16."""
+    parts, count = [], 0
+    for batch, output in residuals(model, documents, plan.layer):
+        for document, row in zip(batch, output, strict=True):
+            parts.append(row[: len(document)][read_mask(document)].bfloat16())
+            count += len(parts[-1])
+        if count >= limit:
+            break
+    return torch.cat(parts)[:limit]
+
+
+def read_mask(document: Coded) -> Tensor:
+    """True at every token but BOS, whose residual is far off the others'. Chat headers count: what the model is about
+    to say, and how, is decided there."""
+    return torch.arange(len(document)) > 0
 
 
 @torch.no_grad()
-def harvest(model, documents: list[np.ndarray], template: list[int], start: int, plan: Plan, limit: int) -> Tensor:
-    """The residual after the plan's layer at text tokens, [token, d], bfloat16."""
-    parts, count = [], 0
-    with residual_at(model, plan.layer) as residual:
+def residuals(model, documents: Sequence[Coded], layer: int) -> Iterator[tuple[list[Coded], Tensor]]:
+    """Documents of similar length, and the output of one layer on them, [document, token, d], padded on the right."""
+    with residual_at(model, layer) as residual:
         for batch in batches_by_length(documents, 16384):
             ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.int64)
             for row, document in zip(ids, batch, strict=True):
-                row[: len(document)] = torch.from_numpy(document.astype(np.int64))
-            for row, output, document in zip(ids, residual(ids), batch, strict=True):
-                mask = text_mask(row[: len(document)], template, start)
-                parts.append(output[: len(document)][mask].bfloat16())
-                count += len(parts[-1])
-            if count >= limit:
-                break
-    return torch.cat(parts)[:limit]
+                row[: len(document)] = torch.from_numpy(document.ids.astype(np.int64))
+            yield batch, residual(ids)
 
 
 @contextmanager
@@ -88,7 +94,7 @@ def residual_at(model, layer: int) -> Iterator[Callable[[Tensor], Tensor]]:
         hook.remove()
 
 
-def batches_by_length(documents: list[np.ndarray], tokens: int) -> Iterator[list[np.ndarray]]:
+def batches_by_length(documents: Sequence[Coded], tokens: int) -> Iterator[list[Coded]]:
     """Documents of similar length together (in a shuffled order of batches), so that little is padded."""
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     batches, batch = [], []
@@ -211,7 +217,7 @@ def quality(t: Tensors, activations: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def loss_recovered(model, t: Tensors, documents: list[np.ndarray], template, start: int, plan: Plan) -> float:
+def loss_recovered(model, t: Tensors, documents: Sequence[Coded], plan: Plan) -> float:
     """Share of the loss that the layer's text tokens are worth, kept when x_hat takes their place.
 
     1: as good as the residual itself; 0: as bad as its mean (b_dec).
@@ -225,9 +231,9 @@ def loss_recovered(model, t: Tensors, documents: list[np.ndarray], template, sta
         lambda x: exact["b_dec"].expand_as(x),
     ):
         total = 0.0
-        for ids in documents:
-            row = torch.from_numpy(ids[:512].astype(np.int64))
-            mask = text_mask(row, template, start)[None, :, None]
+        for document in documents:
+            row = torch.from_numpy(document.ids[:512].astype(np.int64))
+            mask = read_mask(document)[None, :512, None]
             hook = layer.register_forward_hook(lambda _m, _i, x, c=change, m=mask: torch.where(m, c(x), x))
             logits = model(input_ids=row[None], use_cache=False).logits[0, :-1]
             hook.remove()

@@ -3,7 +3,7 @@
 The corpus is a JSONL file (gzipped or not), one document a line:
 
     {"kind": "story", "text": "...", "source": "tinystories"}
-    {"kind": "chat", "messages": [{"role": "user", "content": "..."}, ...], "source": "sgd"}
+    {"kind": "chat", "messages": [{"role": "user", "content": "..."}, ...], "source": "sgd", "topic": "restaurants"}
 
 Each source has a rule below; a source without one is left out. A document goes to the held-out split by
 a hash of its text, so the split does not depend on the order of the file.
@@ -34,23 +34,25 @@ ASCII |= str.maketrans({"\u2014": " - ", "\u2026": "...", "\u00a0": " "})
 
 @dataclass(frozen=True)
 class Rule:
-    """What is used of a source: documents up to `chars` long, `percent` of them, `repeats` times an epoch."""
+    """What is used of a source: documents up to `chars` long, and `percent` of them."""
 
     chars: int
     percent: int = 100
-    repeats: int = 1
 
 
 RULES = {
-    "tinystories": Rule(chars=2400, repeats=2),
+    "tinystories": Rule(chars=2400),
     "fairytaleqa": Rule(chars=1600),
     "sgd": Rule(chars=1600, percent=35),
     "taskmaster4": Rule(chars=900),
     "synthetic_persona_chat": Rule(chars=1500),
     "gpteacher": Rule(chars=650),
     "gsm8k": Rule(chars=420),
+    "topical_chat": Rule(chars=1200, percent=60),
+    "oasst_sample": Rule(chars=700),
+    "self_instruct_user": Rule(chars=500),
 }
-ODD = re.compile(r"toolformer|```|https?:|[{}<>|\\\[\]]|def |SELECT |import |_{2,}")
+ODD = re.compile(r"""toolformer|```|https?:|[{}<>|\\\[\]]|def |SELECT |import |_{2,}|\w\(['"(]|#!/""")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Document:
     source: str
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
+    topic: str = ""  # what the corpus says it is about, a service say
 
     @property
     def held_out(self) -> bool:
@@ -108,23 +111,23 @@ def select(row: dict) -> Document | None:
     rule = RULES.get(row.get("source", ""))
     if rule is None:
         return None
-    source = row["source"]
+    source, topic = row["source"], row.get("topic", "")
     if row["kind"] == "story":
         text = tidy(unwrap(row["text"]) if source == "fairytaleqa" else row["text"])
         fits = 200 <= len(text) <= rule.chars and good(text)
-        return Document(source, text=text) if fits else None
+        return Document(source, text=text, topic=topic) if fits else None
     turns = leading_turns(row["messages"], rule.chars)
     whole = len(turns) == len(row["messages"]) or len(turns) >= 4
     if not turns or not whole or not all(content and good(content) for _, content in turns):
         return None
-    document = Document(source, messages=turns)
+    document = Document(source, messages=turns, topic=topic)
     return document if digest(repr(turns)[::-1]) % 100 < rule.percent else None
 
 
 def told_on_request(story: Document) -> Document:
     """The story as the answer to somebody who asked for one."""
     request = STORY_REQUESTS[digest(story.text) % len(STORY_REQUESTS)]
-    return Document(story.source, messages=(("user", request), ("assistant", story.text)))
+    return Document(story.source, messages=(("user", request), ("assistant", story.text)), topic=story.topic)
 
 
 def read_rows(path: Path) -> Iterator[dict]:
@@ -132,20 +135,3 @@ def read_rows(path: Path) -> Iterator[dict]:
     with opener(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
-
-
-def load(path: Path) -> tuple[list[Document], list[Document]]:
-    """Training documents (with each source's repeats) and held-out documents (once each)."""
-    train, held_out, seen = [], [], set()
-    for row in read_rows(path):
-        document = select(row)
-        if document is None or document in seen:
-            continue
-        seen.add(document)
-        if document.held_out:
-            held_out.append(document)
-            continue
-        train += [document] * RULES[document.source].repeats
-        if document.source == "tinystories":
-            train.append(told_on_request(document))
-    return train, held_out

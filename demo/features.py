@@ -1,243 +1,362 @@
-"""Finds features worth shipping: turns each one up, reads what the model then writes, and keeps the clearest.
+"""Finds the features that turn a voice on, by what turning them up does to replies.
 
-1. Screen: every live feature, at two strengths, on a few openings.
-2. Choose: the most promising of each topic, by the screen and by their direction's effect on the logits, are
-   tried on more openings, the best of them at more strengths.
-The figures that are reported come from other openings and seeds: see bench/demo_features.py.
+1. Screen: every live feature, at two strengths, on a few questions.
+2. Search, for each voice: the features that brought most of it in the screen, and those that tell real replies in
+   this voice from others, at several strengths; then sums of two and of three of the best.
+3. Choose: the best few settings once more, on all questions and with other seeds; a single feature before a sum.
+4. Widen, for the voices in NEEDED: to three features without which the voice is hardly spoken where it is asked for.
+The figures that are reported come from other questions and seeds: see bench/demo_steering.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+import autoencoder
+import marks
 from files import replace
-from sparsight.lm.lm import cache_word
-from topics import CHOOSING, TOPICS, Topic
+from mixture import KEPT_PHRASES, TEXT
+from sparsight.edits import Controller
+from sparsight.lm.batch import Prompt
+from sparsight.records import Sampling
+from sparsight.scope.scope import Reply, Scope
+from truth import ROLES, VOICE_NAMES, Coded
+from voices import VOICES
 
-TEMPERATURE = 0.8
-SCREEN_PROMPTS, SCREEN_TOKENS, SCREEN_STRENGTHS = 8, 40, (0.5, 0.9)
+Setting = tuple[tuple[int, float, str], ...]  # features, how far each is turned up (feature units), at which tokens
+
+ROWS = 256  # replies written at a time
+TEMPERATURE = 0.7
+SCREEN_QUESTIONS, SCREEN_TOKENS, SCREEN_SETTINGS = 4, 20, ((2.0, "template"), (0.7, "all"))
+SEARCH_QUESTIONS, SEARCH_TOKENS = 12, 40
+SEARCH_STRENGTHS = {
+    "template": (1.0, 1.5, 2.0, 3.0),
+    "generated": (0.25, 0.5, 0.9, 1.4),
+    "all": (0.25, 0.5, 0.9, 1.4),
+}
 CHOOSE_TOKENS = 60
-ROUGH_STRENGTHS, STRENGTHS = (0.5, 0.8), (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
-LEAST_RATE, MOST_BASE, MOST_RATIO = 0.7, 0.15, 2.7  # stricter than the bars that are reported
-POOL, FINE = 12, 3  # features of each topic that are tried from either list; that are tried closely
-SHOWCASE = {"topic": "animals", "strength": 0.6, "prompt": "Once upon a time", "seed": 7}
-ROWS = 480  # texts written at a time
+POOL = 6  # features of each voice that are tried from either list
+KEPT = 5  # features that sums are made of, and settings that are tried once more
+SUM_PART = (0.5, 0.75, 1.0)  # strengths in a sum, as parts of those that its features have alone
+NEEDED = ("pirate",)  # voices that are widened
+NEEDED_QUESTIONS, NEEDED_CANDIDATES, NEEDED_BEST = 12, 50, 12
+ENOUGH, MOST_RATIO = 0.75, 2.6  # stricter than the bars that are reported
+SHOWCASE = {"prompt": "What is your favorite food?", "voice": "pirate", "seed": 7}  # what `sparsight demo` shows
+
+
+def questions(kind: str) -> list[str]:
+    """Plain questions that no document asks: "choosing" ones, and "unrelated" ones that figures are reported on."""
+    return json.loads((TEXT / "plain_prompts.json").read_text())[kind]
+
+
+# ── writing and judging ───────────────────────────────────────────────────────────────────────────────────
+
+
+def degree(voice: str, text: str) -> float:
+    """1 for a text in the voice; for others up to a half, by the marks it has."""
+    if marks.speaks(voice, text):
+        return 1.0
+    words = max(1, marks.size(text))
+    enough = {"shouting": words, "poet": marks.LINES_LEAST - 1}.get(voice) or marks.needed(words)
+    return min(0.5, 0.5 * marks.count(voice, text) / enough)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One feature at one strength: the texts it makes and how unlikely the unsteered model finds them."""
+    """One setting: the replies it makes, and how unlikely the unsteered model finds them."""
 
-    feature: int
-    strength: float
+    setting: Setting
     texts: list[str]
     perplexity: float
 
-    def signs(self) -> dict[str, float]:
-        """How far the texts go towards each topic, with credit for a text that goes half the way."""
-        return {t.name: sum(min(t.count(text) / t.least, 1) for text in self.texts) / len(self.texts) for t in TOPICS}
+    def rate(self, voice: str) -> float:
+        """The share of replies in the voice."""
+        return sum(marks.speaks(voice, text) for text in self.texts) / len(self.texts)
 
-    def rates(self) -> dict[str, float]:
-        """In what share of the texts each topic is present."""
-        return {t.name: sum(map(t.in_text, self.texts)) / len(self.texts) for t in TOPICS}
+    def degree(self, voice: str) -> float:
+        return sum(degree(voice, text) for text in self.texts) / len(self.texts)
 
 
-class Steered:
-    """While it holds, adds to each row of the batch a vector of its own, where `mask` is true."""
+def chat(question: str) -> list[dict]:
+    return [{"role": "user", "content": question}]
 
-    def __init__(self, layer, vectors: Tensor) -> None:
-        self.layer, self.vectors, self.mask = layer, vectors, None
 
-    def __enter__(self) -> Steered:
-        self.hook = self.layer.register_forward_hook(self.add)
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.hook.remove()
-
-    def add(self, _module, _inputs, output: Tensor) -> Tensor:
-        return output + self.mask[..., None] * self.vectors[:, None]
+def edits(scope: Scope, setting: Setting) -> Controller | None:
+    return Controller(tuple(scope.features[f].nudge(s).on(place) for f, s, place in setting)) if setting else None
 
 
 @torch.no_grad()
-def write(model, layer: int, prompts: Tensor, mask: Tensor, vectors: Tensor, length: int, seed: int) -> Tensor:
-    """Samples `length` tokens after each left-padded prompt, steered at its text and at what is written."""
-    generator = torch.Generator().manual_seed(seed)
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    word = cache_word(model)
-    ids, cache, written = prompts, {}, []
-    attention = mask
-    stop = torch.tensor(model.config.eos_token_id)
-    done = torch.zeros(len(prompts), dtype=torch.bool)
-    with Steered(model.model.layers[layer], vectors) as steered:
-        steered.mask = (mask & (prompts != model.config.bos_token_id)).float()
-        for _ in range(length):
-            out = model(
-                input_ids=ids, attention_mask=attention, position_ids=places, **cache,
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            cache = {word: getattr(out, word)}
-            chances = (out.logits[:, -1].float() / TEMPERATURE).softmax(-1)
-            chosen = torch.multinomial(chances, 1, generator=generator)
-            chosen[done] = model.config.pad_token_id
-            done |= torch.isin(chosen[:, 0], stop)
-            written.append(chosen)
-            ids, places = chosen, places[:, -1:] + 1
-            attention = torch.cat([attention, attention.new_ones(len(prompts), 1)], 1)
-            steered.mask = (~done[:, None]).float()
-    return torch.cat(written, 1)
+def surprise(scope: Scope, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> tuple[Tensor, Tensor]:
+    """Nats of each reply under the unsteered model, and its number of tokens."""
+    rows = [[*p.ids, *r.ids] for p, r in zip(prompts, replies, strict=True)]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    written = torch.zeros(ids.shape, dtype=torch.bool)
+    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+        written[i, len(prompt) : len(row)] = True
+    out, _, _ = scope.lm.forward(ids, use_cache=False, attention_mask=mask, all_logits=True)
+    nats = torch.nn.functional.cross_entropy(out[:, :-1].float().mT.cpu(), ids[:, 1:], reduction="none")
+    return (nats * written[:, 1:]).sum(1), written.sum(1)
 
 
-@torch.no_grad()
-def surprise(model, prompts: Tensor, mask: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
-    """Nats of the written tokens under the unsteered model, and their number, one of each a row."""
-    live = written != model.config.pad_token_id
-    ids, attention = torch.cat([prompts, written], 1), torch.cat([mask, live], 1)
-    places = (attention.cumsum(1) - 1).clamp(min=0)
-    out = model(input_ids=ids, attention_mask=attention, position_ids=places, use_cache=False)
-    logits = out.logits[:, prompts.shape[1] - 1 : -1].float()
-    nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), written, reduction="none")
-    return (nats * live).sum(1), live.sum(1)
+def trials(scope: Scope, settings: Sequence[Setting], asked: Sequence[str], tokens: int, seed: int) -> Iterator[Trial]:
+    """Every setting on every question, many at a time."""
+    each = max(1, ROWS // len(asked))
+    for start in range(0, len(settings), each):
+        group = settings[start : start + each]
+        chats = [chat(question) for question in asked] * len(group)
+        wishes = [edits(scope, setting) for setting in group for _ in asked]
+        sampling = [
+            Sampling(max_new_tokens=tokens, temperature=TEMPERATURE, seed=seed * 1000 + i)
+            for _ in group
+            for i in range(len(asked))
+        ]
+        replies = scope.chat(chats, wishes, sampling=sampling)
+        nats, count = surprise(scope, [scope.lm.prompt(one) for one in chats], replies)
+        for i, setting in enumerate(group):
+            rows = slice(i * len(asked), (i + 1) * len(asked))
+            perplexity = float((nats[rows].sum() / count[rows].sum()).exp())
+            yield Trial(setting, [r.text for r in replies[rows]], perplexity)
 
 
-class Bench:
-    """Writes and measures texts for many (feature, strength) pairs, a few hundred texts at a time."""
-
-    def __init__(self, model, words, layer: int, directions: Tensor) -> None:
-        self.model, self.words, self.layer = model.float().eval(), words, layer
-        self.directions = directions  # unit × decoder row, [feature, d]
-
-    def trials(self, pairs: Sequence[tuple[int, float]], prompts: Sequence[str], length: int, seed: int):
-        coded = self.words(list(prompts), padding=True, padding_side="left", return_tensors="pt")
-        each, per_batch = len(prompts), max(1, ROWS // len(prompts))
-        for start in range(0, len(pairs), per_batch):
-            group = pairs[start : start + per_batch]
-            ids = coded["input_ids"].repeat(len(group), 1)
-            mask = coded["attention_mask"].bool().repeat(len(group), 1)
-            vectors = torch.stack([self.directions[f] * s for f, s in group]).repeat_interleave(each, 0)
-            written = write(self.model, self.layer, ids, mask, vectors, length, seed)
-            nats, count = surprise(self.model, ids, mask, written)
-            texts = self.words.batch_decode(written, skip_special_tokens=True)
-            for i, (feature, strength) in enumerate(group):
-                rows = slice(i * each, (i + 1) * each)
-                perplexity = float((nats[rows].sum() / count[rows].sum()).exp())
-                yield Trial(feature, strength, texts[rows], perplexity)
+# ── screening ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def screen(bench: Bench, live: list[int], work: Path) -> list[dict]:
-    """Every live feature at two strengths: signs of each topic and perplexity. Kept in `work`."""
+def screen(scope: Scope, live: Sequence[int], work: Path) -> list[dict]:
+    """Every live feature at two strengths: how far it goes towards each voice, and perplexity. Kept in `work`."""
     path = work / "screen.json"
     if path.exists():
         return json.loads(path.read_text())
-    pairs = [(f, s) for f in live for s in SCREEN_STRENGTHS]
+    settings: list[Setting] = [((f, s, place),) for f in live for s, place in SCREEN_SETTINGS]
     rows = []
-    for trial in bench.trials(pairs, CHOOSING[:SCREEN_PROMPTS], SCREEN_TOKENS, seed=1):
-        rows.append({"feature": trial.feature, "strength": trial.strength, "perplexity": trial.perplexity})
-        rows[-1]["signs"] = trial.signs()
-        if len(rows) % 600 == 0:
-            print(f"screened {len(rows)} of {len(pairs)}", flush=True)
+    for trial in trials(scope, settings, questions("choosing")[:SCREEN_QUESTIONS], SCREEN_TOKENS, seed=1):
+        ((feature, strength, place),) = trial.setting
+        rows.append({"feature": feature, "strength": strength, "place": place, "perplexity": trial.perplexity})
+        rows[-1]["degrees"] = {voice: round(trial.degree(voice), 3) for voice in VOICES}
+        if len(rows) % 500 == 0:
+            print(f"screened {len(rows)} of {len(settings)}", flush=True)
     with replace(path) as unfinished:
         unfinished.write_text(json.dumps(rows))
     return rows
 
 
-def by_signs(rows: list[dict], topic: Topic, perplexity: float) -> list[int]:
-    """Features by the signs of the topic that they brought, in texts that were not too unlikely."""
+def by_screen(rows: list[dict], voice: str, perplexity: float) -> list[int]:
+    """Features by how far they went towards the voice, in replies that were not too unlikely."""
     fluent = [r for r in rows if r["perplexity"] < 4 * perplexity]
-    fluent.sort(key=lambda r: r["signs"][topic.name] - 0.05 * r["perplexity"] / perplexity, reverse=True)
+    fluent.sort(key=lambda r: r["degrees"][voice] - 0.05 * r["perplexity"] / perplexity, reverse=True)
     return list(dict.fromkeys(r["feature"] for r in fluent))
 
 
-def by_logits(bench: Bench, topic: Topic) -> list[int]:
-    """Features by what their direction alone would add to the logits of the topic's words."""
-    vocabulary = bench.words.batch_decode([[i] for i in range(len(bench.words))])
-    ours = [i for i, text in enumerate(vocabulary) if topic.pattern.fullmatch(text.strip())]
-    readout = bench.model.lm_head.weight * bench.model.model.norm.weight
-    logits = bench.directions @ readout.T
-    spread = (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
-    return spread[:, ours].mean(1).argsort(descending=True).tolist()
+def by_reading(scope: Scope, documents: Sequence[Coded], layer: int) -> dict[str, list[int]]:
+    """For each voice, features by their mean activation in replies in it and in the headers of those, less that in
+    plain replies and theirs; taken from the two in turns."""
+    totals = torch.zeros(2, len(VOICE_NAMES), scope.sae.d_hidden)
+    counts = torch.zeros(2, len(VOICE_NAMES), 1)
+    for batch, output in autoencoder.residuals(scope.lm.model, documents, layer):
+        for document, row in zip(batch, output, strict=True):
+            features = scope.sae.encode(row[: len(document)].to(scope.sae.dtype)).float().cpu()
+            voices = torch.from_numpy(document.voice.astype("int64"))
+            for i, (at, voice) in enumerate(((said(document), voices), (headers(document), next_one(voices)))):
+                totals[i].index_add_(0, voice[at], features[at])
+                counts[i] += voice[at].bincount(minlength=len(VOICE_NAMES))[:, None]
+    means = totals / counts.clamp(min=1)
+    ranked = (means - means[:, :1]).argsort(dim=-1, descending=True)
+    turns = ranked.permute(1, 2, 0).flatten(1)
+    return {name: list(dict.fromkeys(turns[i].tolist())) for i, name in enumerate(VOICE_NAMES) if name}
 
 
-def merit(trial: dict) -> float:
-    """Its rate, less a tenth for each whole time that perplexity grew beyond one and a half."""
-    return trial["rate"] - 0.1 * max(trial["ratio"] - 1.5, 0)
+def said(document: Coded) -> Tensor:
+    """True at the assistant's tokens."""
+    return torch.from_numpy(document.role == ROLES.index("assistant"))
 
 
-def search(bench: Bench, topic: Topic, pool: list[int], plain: Trial) -> tuple[int, float] | None:
-    """The best feature and strength: a rough round for the whole pool, a finer one for the best few."""
-    for strengths, length, kept in ((ROUGH_STRENGTHS, SCREEN_TOKENS, FINE), (STRENGTHS, CHOOSE_TOKENS, 1)):
-        pairs = [(f, s) for f in pool for s in strengths]
-        trials = [describe(t, topic, plain) for t in bench.trials(pairs, CHOOSING, length, seed=3)]
-        trials = sorted((t for t in trials if t["ratio"] <= MOST_RATIO), key=merit, reverse=True)
-        pool = list(dict.fromkeys(t["feature"] for t in trials))[:kept]
-    return (pool[0], trials[0]["strength"]) if pool else None
+def headers(document: Coded) -> Tensor:
+    """True at the tokens just before a reply: the last of its header."""
+    reply = said(document)
+    return torch.cat([~reply[:-1] & reply[1:], reply.new_zeros(1)])
 
 
-def choose(bench: Bench, rows: list[dict], work: Path) -> list[dict]:
-    """For each topic its best feature and strength, measured once more with other seeds. Kept in `work`."""
+def next_one(values: Tensor) -> Tensor:
+    """Each token's value from the token after it."""
+    return torch.cat([values[1:], values[-1:]])
+
+
+# ── searching ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def merit(trial: Trial, voice: str, plain: Trial) -> float:
+    """How far it goes, less a tenth for each whole time that perplexity grew beyond one and a half."""
+    ratio = trial.perplexity / plain.perplexity
+    if ratio > MOST_RATIO:
+        return -ratio
+    return trial.degree(voice) - 0.1 * max(ratio - 1.5, 0)
+
+
+def best(found: Iterable[Trial], voice: str, plain: Trial, number: int) -> list[Trial]:
+    """The best trials, one of each set of features."""
+    ranked = sorted(found, key=lambda t: merit(t, voice, plain), reverse=True)
+    of = {}
+    for trial in ranked:
+        of.setdefault(tuple(f for f, _, _ in trial.setting), trial)
+    return list(of.values())[:number]
+
+
+def sums(ones: Sequence[Setting], number: int) -> list[Setting]:
+    """All sums of so many of these settings of one feature, each weaker than alone."""
+    some = [sum(chosen, ()) for chosen in combinations(ones, number)]
+    return [tuple((f, round(s * part, 3), place) for f, s, place in parts) for parts in some for part in SUM_PART]
+
+
+def search(scope: Scope, voice: str, pool: Sequence[int], plain: Trial) -> list[Trial]:
+    """The best settings of one, two and three features."""
+    asked = questions("choosing")[:SEARCH_QUESTIONS]
+
+    def tried(settings: Sequence[Setting], number: int) -> list[Trial]:
+        return best(trials(scope, settings, asked, SEARCH_TOKENS, seed=3), voice, plain, number)
+
+    alone = [((f, s, place),) for f in pool for place, strengths in SEARCH_STRENGTHS.items() for s in strengths]
+    ones = tried(alone, KEPT)
+    settings = [trial.setting for trial in ones]
+    return [*ones[:2], *tried(sums(settings, 2), 2), *tried(sums(settings, 3), 2)]
+
+
+def choose(scope: Scope, rows: list[dict], reading: dict[str, list[int]], work: Path) -> dict[str, dict]:
+    """For each voice its setting, measured once more with other seeds. Kept in `work`."""
     path = work / "chosen.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    plain = next(bench.trials([(0, 0.0)], CHOOSING * 5, CHOOSE_TOKENS, seed=2))
-    base, found = plain.rates(), []
-    for topic in TOPICS:
-        pool = by_signs(rows, topic, plain.perplexity)[:POOL] + by_logits(bench, topic)[:POOL]
-        best = search(bench, topic, list(dict.fromkeys(pool)), plain)
-        if best is None:
+    found: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
+    plain = next(trials(scope, [()], questions("choosing"), CHOOSE_TOKENS, seed=2))
+    for voice in VOICES:
+        if voice in found:
             continue
-        again = next(bench.trials([best], CHOOSING * 2, CHOOSE_TOKENS, seed=4))
-        row = describe(again, topic, plain) | {"base": base[topic.name], "words": usual_words(again, topic)}
-        enough, rare = row["rate"] >= LEAST_RATE, row["base"] <= MOST_BASE
-        row["passes"] = enough and rare and row["ratio"] <= MOST_RATIO
-        found.append(row)
-        line = f"{row['rate']:.2f} from {row['base']:.2f}, perplexity × {row['ratio']:.2f}"
-        print(f"{topic.name}: feature {best[0]} at {best[1]}: {line}", flush=True)
-    with replace(path) as unfinished:
-        unfinished.write_text(json.dumps(found, indent=1))
+        pool = by_screen(rows, voice, plain.perplexity)[:POOL] + reading[voice][:POOL]
+        settings = [t.setting for t in search(scope, voice, list(dict.fromkeys(pool)), plain)]
+        again = list(trials(scope, settings, questions("choosing"), CHOOSE_TOKENS, seed=4))
+        again.sort(key=lambda t: merit(t, voice, plain), reverse=True)
+        fit = [t for t in again if t.rate(voice) >= ENOUGH and merit(t, voice, plain) > 0]
+        taken = min(fit, key=lambda t: len(t.setting)) if fit else again[0]
+        found[voice] = described(taken, voice, plain) | {"others": [described(t, voice, plain) for t in again]}
+        print(f"{voice}: {found[voice]['setting']} {taken.rate(voice):.2f} × {found[voice]['ratio']:.2f}", flush=True)
+        with replace(path) as unfinished:
+            unfinished.write_text(json.dumps(found, indent=1))
     return found
 
 
-def describe(trial: Trial, topic: Topic, plain: Trial) -> dict:
+def described(trial: Trial, voice: str, plain: Trial) -> dict:
     return {
-        "topic": topic.name,
-        "feature": trial.feature,
-        "strength": trial.strength,
-        "rate": trial.rates()[topic.name],
-        "ratio": trial.perplexity / plain.perplexity,
-        "samples": trial.texts[:4],
+        "setting": trial.setting,
+        "rate": round(trial.rate(voice), 3),
+        "base": round(plain.rate(voice), 3),
+        "ratio": round(trial.perplexity / plain.perplexity, 3),
+        "samples": trial.texts[:3],
     }
 
 
-def usual_words(trial: Trial, topic: Topic, most: int = 3) -> list[str]:
-    """The topic's words that the texts used most."""
-    if topic.signs:
-        return []
-    said = Counter(word.lower() for text in trial.texts for word in topic.pattern.findall(text))
-    return [word for word, _ in said.most_common(most) if word.isalpha()]
+# ── widening ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def showcase(labelled: dict[str, dict]) -> dict:
-    """What `sparsight demo` shows, if its feature was found."""
-    for index, entry in labelled.items():
-        if entry["topic"] == SHOWCASE["topic"]:
-            edit = f"{index}=+{SHOWCASE['strength']}"
-            return {"prompt": SHOWCASE["prompt"], "edit": edit, "seed": SHOWCASE["seed"]}
-    raise SystemExit(f"No feature for {SHOWCASE['topic']!r} passed: choose another SHOWCASE in features.py.")
+def widen(scope: Scope, found: dict[str, dict]) -> dict[str, dict]:
+    """The same, with three features for each of the NEEDED voices: its own, and two that it needs besides."""
+    plain = next(trials(scope, [()], questions("choosing"), CHOOSE_TOKENS, seed=2))
+    out = dict(found)
+    for voice in NEEDED:
+        first, strength, place = found[voice]["setting"][0]
+        others = needed(scope, voice, first)
+        settings = [
+            ((first, round(strength * part, 3), place), *((f, more, "template") for f in others))
+            for part in (0.75, 1.0)
+            for more in (0.5, 1.0, 1.5)
+        ]
+        tried = list(trials(scope, settings, questions("choosing"), CHOOSE_TOKENS, seed=4))
+        out[voice] = described(max(tried, key=lambda t: merit(t, voice, plain)), voice, plain)
+        print(f"{voice}: {out[voice]['setting']} {out[voice]['rate']:.2f} × {out[voice]['ratio']:.2f}", flush=True)
+    return out
 
 
-def labels(found: list[dict]) -> dict[str, dict]:
-    """Labels of the features that passed; if two topics share one, the one it brings more often."""
-    best: dict[str, dict] = {}
-    for row in sorted((r for r in found if r["passes"]), key=lambda r: r["rate"]):
-        words = f": {', '.join(row['words'])}" if row["words"] else ""
-        entry = {"label": row["topic"] + words, "topic": row["topic"]}
-        entry |= {"method": "measured by steering", "suggested": row["strength"]}
-        best[str(row["feature"])] = entry
-    return dict(sorted(best.items(), key=lambda item: int(item[0])))
+def needed(scope: Scope, voice: str, first: int) -> tuple[int, int]:
+    """Two features that, held at zero together with `first`, leave fewest marks in replies that were asked to have
+    them: of those that are more active when the voice is asked for, chosen one by one."""
+    chats = asking(voice, NEEDED_QUESTIONS)
+    plain = [chat(question) for question in questions("choosing")[:NEEDED_QUESTIONS]]
+    gain = activity(scope, chats) - activity(scope, plain)
+    some = [f for f in gain.topk(NEEDED_CANDIDATES).indices.tolist() if f != first]
+
+    def fewest(sets: list[tuple[int, ...]], number: int) -> list[tuple[int, ...]]:
+        left = marks_left(scope, voice, chats, sets)
+        return [sets[i] for i in sorted(range(len(sets)), key=left.__getitem__)[:number]]
+
+    best = [f for (f,) in fewest([(f,) for f in some], NEEDED_BEST)]
+    pairs = fewest([(first, f) for f in best], 4)
+    ((_, second, third),) = fewest([(*pair, f) for pair in pairs for f in best if f not in pair], 1)
+    return second, third
+
+
+def asking(voice: str, number: int) -> list[list[dict]]:
+    """Questions with phrases that ask for the voice, those that it was trained on."""
+    phrases = (*VOICES[voice].user[:-KEPT_PHRASES], *VOICES[voice].system[:-KEPT_PHRASES])
+    out = []
+    for i, question in enumerate(questions("choosing")[:number]):
+        phrase = phrases[i % len(phrases)]
+        told = [{"role": "system", "content": phrase}] if "{q}" not in phrase else []
+        out.append([*told, *chat(question if told else phrase.replace("{q}", question))])
+    return out
+
+
+def activity(scope: Scope, chats: list[list[dict]]) -> Tensor:
+    """Each feature's mean activation in feature units over the chats and the replies to them, [feature]."""
+    sampling = [
+        Sampling(max_new_tokens=SEARCH_TOKENS, temperature=TEMPERATURE, seed=9000 + i) for i in range(len(chats))
+    ]
+    replies = scope.chat(chats, sampling=sampling)
+    whole = [[*c, {"role": "assistant", "content": r.text}] for c, r in zip(chats, replies, strict=True)]
+    means = [scope.read(one).codes.dense().mean(0) for one in whole]
+    return torch.stack(means).mean(0) / scope.sae.scale.clamp(min=1e-6)
+
+
+def marks_left(scope: Scope, voice: str, chats: list[list[dict]], sets: list[tuple[int, ...]]) -> list[float]:
+    """Marks per word in the replies to the chats, with each set of features held at zero."""
+    out, each = [], max(1, ROWS // len(chats))
+    for start in range(0, len(sets), each):
+        group = sets[start : start + each]
+        wishes = [held_off(scope, features) for features in group for _ in chats]
+        sampling = [
+            Sampling(max_new_tokens=SEARCH_TOKENS, temperature=TEMPERATURE, seed=9000 + i)
+            for _ in group
+            for i in range(len(chats))
+        ]
+        replies = [reply.text for reply in scope.chat(chats * len(group), wishes, sampling=sampling)]
+        for i in range(len(group)):
+            texts = replies[i * len(chats) : (i + 1) * len(chats)]
+            out.append(sum(marks.count(voice, t) for t in texts) / max(1, sum(map(marks.size, texts))))
+    return out
+
+
+def held_off(scope: Scope, features: Iterable[int]) -> Controller:
+    """Features at zero, at every token but BOS."""
+    return Controller(tuple(scope.features[f].ablate().on("all", "template") for f in features))
+
+
+# ── what is shipped ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def labels(found: dict[str, dict]) -> dict[str, dict]:
+    """Labels of the features that turn a voice on; a feature that serves two voices is that of the better one."""
+    out: dict[str, dict] = {}
+    for voice, row in sorted(found.items(), key=lambda item: item[1]["rate"]):
+        for i, (feature, strength, place) in enumerate(row["setting"]):
+            part = f" ({i + 1})" if i else ""
+            entry = {"label": f"talks like {VOICES[voice].title}{part}", "voice": voice}
+            out[str(feature)] = entry | {"method": "measured by steering", "suggested": strength, "on": place}
+    return dict(sorted(out.items(), key=lambda item: int(item[0])))
+
+
+def settings(found: dict[str, dict]) -> dict[str, list[str]]:
+    """The edits that turn each voice on, as they are written on the command line."""
+    return {voice: [f"{f}=+{s:g}@{place}" for f, s, place in row["setting"]] for voice, row in found.items()}

@@ -1,10 +1,10 @@
-"""Trains the demo language model: transformers' own Llama, small, from scratch, on the CPU."""
+"""Trains the demo language model: transformers' own Llama, small, from scratch, on a CPU or a GPU."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,18 +14,22 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from files import replace
+from truth import Coded
+
+KEEP_EVERY = 200  # steps, from one checkpoint and held-out loss to the next
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the outcome of the training."""
 
-    steps: int = 3500
+    steps: int = 2000
     batch_tokens: int = 8192
     context: int = 512
     short_context: int = 256
     short_part: float = 0.9
-    warmup: int = 150
+    warmup: int = 120
+    cooldown: float = 0.4  # part of the steps over which the rate falls to nothing at the end
     muon_rate: float = 7e-3
     adam_rate: float = 4e-3
     weight_decay: float = 0.1
@@ -35,8 +39,8 @@ class Plan:
 def architecture(vocabulary: int, bos: int, eos: list[int], pad: int) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=128,
-        intermediate_size=320,
+        hidden_size=256,
+        intermediate_size=704,
         num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -49,33 +53,34 @@ def architecture(vocabulary: int, bos: int, eos: list[int], pad: int) -> LlamaCo
 
 
 def rate_factor(step: int, plan: Plan) -> float:
-    """Linear warm-up, then a cosine down to 2 % of the learning rate."""
-    if step < plan.warmup:
-        return (step + 1) / plan.warmup
-    done = (step - plan.warmup) / (plan.steps - plan.warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+    """Up in a line, level for most of the way, down in a line: a plan may be made longer while it is level."""
+    left = (plan.steps - step) / (plan.cooldown * plan.steps)
+    return min((step + 1) / plan.warmup, 1.0, left)
 
 
 class Stream:
     """The training documents, shuffled anew each epoch and laid end to end."""
 
-    def __init__(self, documents: list[np.ndarray], seed: int) -> None:
+    def __init__(self, documents: Sequence[Coded], seed: int) -> None:
         self.documents, self.seed, self.epoch, self.at = documents, seed, -1, 0
-        self.tokens = np.empty(0, dtype=np.uint16)
+        self.tokens = np.empty(0, dtype=np.int64)
 
     def shuffle(self, epoch: int) -> None:
+        """Tokens that the model only reads are laid down as their own negative, less one."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.documents))
-        self.tokens = np.concatenate([self.documents[i] for i in order])
+        shuffled = (self.documents[i] for i in order)
+        self.tokens = np.concatenate([np.where(d.trained, d.ids, -1 - d.ids.astype(np.int32)) for d in shuffled])
         self.epoch, self.at = epoch, 0
 
     def batch(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and the tokens that follow them."""
+        """Inputs and the tokens that follow them, -100 where those are not to be learned."""
         size = rows * length + 1
         if self.at + size > len(self.tokens):
             self.shuffle(self.epoch + 1)
         part = torch.from_numpy(self.tokens[self.at : self.at + size].astype(np.int64))
         self.at += size - 1
-        return part[:-1].view(rows, length), part[1:].view(rows, length)
+        inputs, targets = torch.where(part < 0, -1 - part, part), torch.where(part < 0, -100, part)
+        return inputs[:-1].view(rows, length), targets[1:].view(rows, length)
 
 
 def optimizers(model: LlamaForCausalLM, plan: Plan) -> list[torch.optim.Optimizer]:
@@ -89,29 +94,37 @@ def optimizers(model: LlamaForCausalLM, plan: Plan) -> list[torch.optim.Optimize
 
 
 def loss_of(model, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(input_ids=inputs, use_cache=False).logits
-    return cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    device = model.device
+    with torch.autocast(device.type, torch.bfloat16):
+        logits = model(input_ids=inputs.to(device), use_cache=False).logits
+    return cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten())
 
 
 @torch.no_grad()
-def held_out_loss(model, documents: list[np.ndarray], limit: int = 400) -> float:
+def held_out_loss(model, documents: Sequence[Coded], limit: int = 400) -> float:
     """Nats per token over whole documents, each from its own first token."""
     total, count = 0.0, 0
-    for ids in documents[:limit]:
-        row = torch.from_numpy(ids[:513].astype(np.int64))[None]
+    for document in documents[:limit]:
+        row = torch.from_numpy(document.ids[:513].astype(np.int64))[None]
         total += float(loss_of(model, row[:, :-1], row[:, 1:])) * (row.shape[1] - 1)
         count += row.shape[1] - 1
     return total / count
 
 
-def train(config: LlamaConfig, train_ids, held_out_ids, work: Path, plan: Plan) -> LlamaForCausalLM:
+def train(
+    config: LlamaConfig,
+    documents: Sequence[Coded],
+    held_out: Sequence[Coded],
+    work: Path,
+    plan: Plan,
+    device: str = "cpu",
+) -> LlamaForCausalLM:
     """Trains to the end of the plan, going on from the last checkpoint in `work` if there is one."""
     torch.manual_seed(plan.seed)
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config).to(device)
     fast = torch.compile(model)
     steppers = optimizers(model, plan)
-    stream = Stream(train_ids, plan.seed)
+    stream = Stream(documents, plan.seed)
     first, curve = restore(work / "checkpoint.pt", model, steppers, stream, plan)
     started = time.monotonic()
     for step in range(first, plan.steps):
@@ -127,8 +140,8 @@ def train(config: LlamaConfig, train_ids, held_out_ids, work: Path, plan: Plan) 
             stepper.zero_grad()
         if (step + 1) % 20 == 0:
             curve["train"].append([step + 1, round(loss.item(), 4)])
-        if (step + 1) % 200 == 0 or step + 1 == plan.steps:
-            value = held_out_loss(model, held_out_ids)
+        if (step + 1) % KEEP_EVERY == 0 or step + 1 == plan.steps:
+            value = held_out_loss(model, held_out)
             curve["held_out"].append([step + 1, round(value, 4)])
             keep(work / "checkpoint.pt", model, steppers, stream, step + 1, curve)
             speed = (step + 1 - first) * plan.batch_tokens / (time.monotonic() - started)
@@ -152,7 +165,7 @@ def keep(path: Path, model, steppers, stream: Stream, step: int, curve: dict) ->
 def restore(path: Path, model, steppers, stream: Stream, plan: Plan) -> tuple[int, dict]:
     if not path.exists():
         return 0, {"train": [], "held_out": []}
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location=model.device, weights_only=True)
     model.load_state_dict(state["model"])
     for stepper, saved in zip(steppers, state["steppers"], strict=True):
         stepper.load_state_dict(saved)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from corpus import Document
+from mixture import Document
 
-VOCABULARY = 2048
+VOCABULARY = 4096
 BOS, EOS, EOT = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 START, END, PAD = "<|start_header_id|>", "<|end_header_id|>", "<|finetune_right_pad_id|>"
 SPECIAL = [BOS, EOS, START, END, EOT, PAD]
@@ -73,21 +72,6 @@ def save(core: Tokenizer, folder: Path) -> None:
 
 def plain_text(document: Document) -> str:
     """What the tokenizer learns its words from: the text, with each turn's role and blank line."""
-    return document.text or "\n".join(f"{role}\n\n{content}" for role, content in document.messages)
-
-
-def rendered(document: Document) -> str:
-    """The document as the model sees it, special tokens included."""
-    if document.text:
-        return f"{BOS}{document.text}{EOS}"
-    turns = (f"{START}{role}{END}\n\n{content}{EOT}" for role, content in document.messages)
-    return BOS + "".join(turns)
-
-
-def encode(documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> list[np.ndarray]:
-    """Token ids, one array a document."""
-    core = tokenizer.backend_tokenizer
-    unique = list(dict.fromkeys(documents))
-    codes = core.encode_batch([rendered(d) for d in unique], add_special_tokens=False)
-    ids = {d: np.array(c.ids, dtype=np.uint16) for d, c in zip(unique, codes, strict=True)}
-    return [ids[d] for d in documents]
+    if document.is_text:
+        return document.turns[0].content
+    return "\n".join(f"{turn.role}\n\n{turn.content}" for turn in document.turns)
