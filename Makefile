@@ -1,4 +1,4 @@
-# make demo    a small real model writes, its features show, one is turned up
+# make demo    a small real chat model answers, its features show, a voice is turned up
 # make test    the whole test suite
 # Both create .venv and install what they need; the second run starts at once.
 # PYTHON=python3.12 make demo   takes another interpreter (3.11 or newer).

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/speed.md from bench/results/*.json, between the page's markers, and nothing else of it.
+"""Writes the tables of the pages that show figures from bench/results/*.json, between markers, and nothing else there.
 
 python bench/table.py
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from measure import RESULTS, ratios
 
-PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "docs" / "speed.md", ROOT / "docs" / "demo.md", ROOT / "src" / "sparsight" / "demo" / "README.md")
 
 
 def decode(result: dict) -> str:
@@ -68,17 +69,116 @@ def machine(result: dict) -> str:
     return f"<small>{where}; {versions}; commit {m['commit'][:7]}{changed}; {m['date'][:16]} UTC.</small>"
 
 
-TABLES = {"decode_small": decode, "decode_deep": decode, "read": read, "gpu": gpu}
+# ── the embedded demo ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def demo_language(result: dict) -> str:
+    """A row a kind of held-out text, then the voices."""
+    rows, voices = result["language"], result["asked"]["voices"]
+    kinds = sorted((k for k in rows if k not in voices and k != "all"), key=lambda k: -rows[k]["tokens"])
+    lines = ["| held-out text | tokens | perplexity | bits per byte |", "|---|---:|---:|---:|"]
+    for kind in (*kinds, *voices, "all"):
+        said = f"replies in the voice *{kind}*" if kind in voices else KINDS.get(kind, kind)
+        row = rows[kind]
+        lines.append(f"| {said} | {row['tokens']:,} | {row['perplexity']:.2f} | {row['bits_per_byte']:.2f} |")
+    return "\n".join([*lines, "", machine(result)])
+
+
+KINDS = {
+    "tinystories": "TinyStories",
+    "fairytaleqa": "FairytaleQA",
+    "sgd": "Schema-Guided Dialogue",
+    "taskmaster4": "Taskmaster-4",
+    "synthetic_persona_chat": "Synthetic-Persona-Chat",
+    "topical_chat": "Topical-Chat",
+    "gpteacher": "GPTeacher",
+    "gsm8k": "GSM8K",
+    "oasst_sample": "OpenAssistant",
+    "self_instruct_user": "Self-Instruct",
+    "everyday": "our own questions and chats",
+    "sums": "sums",
+    "language": "French, German, Spanish",
+    "code": "code",
+    "story told": "stories told on request",
+    "refusal": "refusals",
+    "lookalike": "harmless look-alikes answered",
+    "voice": "what users say to voices",
+    "all": "all",
+}
+
+
+def demo_voices(result: dict) -> str:
+    """A row a voice: does it come when it is asked for, is it told from others, does one feature show it?"""
+    heads = ("voice", "asked for", "not asked", "precision", "recall", "feature", "AUC of replies", "of tokens")
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for name, read in result["reading"].items():
+        said, told = result["asked"]["voices"].get(name), result["detectors"].get(name)
+        cells = [f"{said['asked']:.0%}", f"{said['unasked']:.0%}"] if said else ["–"] * 2
+        cells += [f"{told['precision']:.1%}", f"{told['recall']:.1%}"] if told else ["–"] * 2
+        cells += [str(read["feature"]), f"{read['auc']:.3f}", f"{read['token_auc']:.3f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def demo_sae(result: dict) -> str:
+    one = result["autoencoder"]["held_out"]
+    text = f"On {one['tokens']:,} held-out tokens: L0 {one['l0']:.1f}, fraction of variance unexplained (centred) "
+    text += f"{one['fvu']:.3f}, loss recovered {one['loss_recovered']:.3f}, {one['dead_share']:.1%} of features dead."
+    return text
+
+
+def demo_refusing(result: dict) -> str:
+    harmful, plain = result["refusing"]["harmful"], result["refusing"]["plain"]
+    told = f"{harmful['declined']:.0%} of {harmful['requests']} harmful requests that were not trained on are declined"
+    return f"{told}; of {plain['requests']} plain questions {plain['declined']:.0%} are, wrongly."
+
+
+def demo_steering(result: dict) -> str:
+    """A row a voice: the share of replies in it, without and with its edits and the controls; then the ablation."""
+    heads = ("voice", "edits", "unsteered", "steered", "perplexity", "wrong sign", "random features", "noise")
+    lines = ["| " + " | ".join((*heads, "marks removed", "by random ones")) + " |", "|---|---|" + "---:|" * 8]
+    for name, row in result["voices"].items():
+        rates = [f"{row[part]['rate']:.0%}" for part in ("wrong_sign", "random_features", "noise")]
+        removed = [f"{row['ablation'][part]['removed']:.0%}" for part in ("features", "random_features")]
+        steered = [f"{row['unsteered']:.0%}", f"**{row['steered']['rate']:.0%}**"]
+        steered.append(f"× {row['steered']['perplexity_ratio']:.2f}")
+        edits = " ".join(f"`{line}`" for line in row["setting"])
+        lines.append(f"| {name} | {edits} | " + " | ".join([*steered, *rates, *removed]) + " |")
+    return "\n".join([*lines, "", machine(result)])
+
+
+def demo_fresh(result: dict) -> str:
+    seconds, size = result["seconds"], result["bytes"]
+    rows = {name: f"{taken:.0f} s" for name, taken in seconds.items()}
+    rows |= {f"{name} (size)": f"{count / 1e6:,.1f} MB" for name, count in size.items()}
+    rows["memory, at most"] = f"{result['peak_memory'] / 1e6:,.0f} MB"
+    lines = ["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join([*lines, "", machine(result)])
+
+
+TABLES = {
+    "decode_small": ("decode_small", decode),
+    "decode_deep": ("decode_deep", decode),
+    "read": ("read", read),
+    "gpu": ("gpu", gpu),
+    "demo_language": ("demo_model", demo_language),
+    "demo_voices": ("demo_model", demo_voices),
+    "demo_sae": ("demo_model", demo_sae),
+    "demo_refusing": ("demo_model", demo_refusing),
+    "demo_steering": ("demo_steering", demo_steering),
+    "demo_fresh": ("demo_fresh", demo_fresh),
+}
 
 
 def main() -> None:
-    page = PAGE.read_text()
-    for name, table in TABLES.items():
-        path = RESULTS / f"{name}.json"
-        text = table(json.loads(path.read_text())) if path.exists() else "Not measured yet."
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        page = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL)  # noqa: B023
-    PAGE.write_text(page)
+    for path in PAGES:
+        page = path.read_text()
+        for name, (file, table) in TABLES.items():
+            found = RESULTS / f"{file}.json"
+            text = table(json.loads(found.read_text())) if found.exists() else "Not measured yet."
+            begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+            page = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL)  # noqa: B023
+        path.write_text(page)
 
 
 if __name__ == "__main__":

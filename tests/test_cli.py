@@ -14,7 +14,7 @@ from sparsight.cli import cli, main
 from sparsight.edits import Controller
 from sparsight.errors import BadInput
 from sparsight.sae.files import save_sae
-from sparsight.scope.load import showcase
+from sparsight.scope.load import showcase, voice_settings
 
 
 @pytest.fixture(scope="session")
@@ -335,20 +335,20 @@ def test_the_demo_takes_every_seed_and_holds_what_belongs_together(capsys):
     assert len({t["plain"]["text"] for t in (own, zero, other)}) == 3 - (story["seed"] == 0)
     assert zero["prompt"] == story["prompt"]
     index = zero["edit"]["edits"][0]["feature"]["index"]
-    assert story["edit"].startswith(f"{index}=")
+    assert voice_settings()[story["voice"]][0].startswith(f"{index}=")
     assert f"feature {index} " in zero["edit_words"]
     for reply in (zero["plain"], zero["steered"]):
         assert len(reply["tokens"]) == len(reply["ids"]) == len(reply["features"])
         assert "".join(reply["tokens"]) == reply["text"]
     seen = {str(f) for reply in (zero["plain"], zero["steered"]) for pairs in reply["features"] for f, _ in pairs}
-    assert zero["labels"]
     assert zero["labels"].keys() <= seen
+    assert any("pirate" in label for label in told("--prompt", "Talk like a pirate. Hello!")["labels"].values())
 
 
 def test_the_demo_says_how_to_go_on_with_every_edit(capsys):
     code, out, _ = run(capsys, "demo", "-n", 4, "-e", "27=+0.6@generated", "-e", "3=off")
     assert code == 0
-    assert "sparsight chat --edit '27=+0.6@generated' --edit '3=off' --compare" in out
+    assert "sparsight chat --edit 27=+0.6@generated --edit 3=off --compare" in out
 
 
 def test_doctor_counts_what_is_there_to_take(tmp_path, monkeypatch):

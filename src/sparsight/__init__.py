@@ -6,7 +6,7 @@ an SAE attached). Everything else is a function between them.
     import sparsight
     scope = sparsight.load("demo")
     f = scope.features
-    scope.compare("Once upon a time", f[27].nudge(0.6))
+    scope.compare([{"role": "user", "content": "Hello!"}], f["talks like a pirate"].nudge(3).on("template"))
 """
 
 from importlib import import_module

@@ -53,17 +53,21 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     return verb
 
 
-def writing_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+def writing_options(temperature: float = 0.7) -> Callable[..., Any]:
     """How tokens are chosen; a seed each verb has for itself."""
-    for option in reversed(
-        [
-            click.option("--max-new-tokens", "-n", default=96, show_default=True, help="At most so many tokens."),
-            click.option("--temperature", "-t", default=0.7, show_default=True, help="0 takes the likeliest token."),
-            click.option("--top-p", default=0.95, show_default=True, help="Nucleus sampling."),
-        ]
-    ):
-        verb = option(verb)
-    return verb
+    likeliest = "0 takes the likeliest token."
+    options = [
+        click.option("--max-new-tokens", "-n", default=96, show_default=True, help="At most so many tokens."),
+        click.option("--temperature", "-t", default=temperature, show_default=True, help=likeliest),
+        click.option("--top-p", default=0.95, show_default=True, help="Nucleus sampling."),
+    ]
+
+    def with_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            verb = option(verb)
+        return verb
+
+    return with_options
 
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
@@ -82,22 +86,37 @@ def cli(ctx: click.Context) -> None:
 
 
 @cli.command()
-@click.option("--prompt", help="What the model goes on from. [default: the demo's own]")
-@click.option("--edit", "-e", "edits", multiple=True, help="FEATURE=CHANGE, as in 27=+0.6. [default: the demo's own]")
-@writing_options
+@click.option("--prompt", help="What you say to the model. [default: the demo's own question]")
+@click.option("--voice", "-v", help="Which voice is turned up: pirate, butler, cat, ... [default: the demo's own]")
+@click.option("--edit", "-e", "edits", multiple=True, help="In a voice's place: FEATURE=CHANGE, as in 27=+0.6.")
+@writing_options(temperature=0.3)
 @click.option("--seed", type=int, help="The same seed gives the same text. [default: the demo's own]")
 @as_json
-def demo(prompt: str | None, edits: tuple[str, ...], seed: int | None, json_: bool, **sampling: Any) -> None:
-    """Watch a small real model write, see its features, turn one up."""
+def demo(
+    prompt: str | None, voice: str | None, edits: tuple[str, ...], seed: int | None, json_: bool, **sampling: Any
+) -> None:
+    """Watch a small real chat model answer, see its features, turn a voice up."""
     from sparsight import screen
     from sparsight.scope.load import showcase
 
+    if voice and edits:
+        raise BadInput("Give a voice or edits, not both: a voice is the edits that turn it on.")
     (scope, sampling), story = _scope(dict(sampling)), showcase()
-    begin = str(story["prompt"]) if prompt is None else prompt
-    seed = int(story.get("seed", 0)) if seed is None else seed
-    wish = _edits(scope, edits or (story["edit"],))
-    out = scope.compare(begin, wish, read=True, seed=seed, **sampling)
-    _print_json(screen.demo_json(scope, begin, wish, out)) if json_ else screen.show_demo(scope, begin, wish, out)
+    said = str(story["prompt"]) if prompt is None else prompt
+    seed = int(story["seed"]) if seed is None else seed
+    wish = _edits(scope, edits or _voice(voice or story["voice"]))
+    out = scope.compare([{"role": "user", "content": said}], wish, read=True, seed=seed, **sampling)
+    _print_json(screen.demo_json(scope, said, wish, out)) if json_ else screen.show_demo(scope, said, wish, out)
+
+
+def _voice(name: str) -> list[str]:
+    """The edits that turn one of the demo's voices on."""
+    from sparsight.scope.load import voice_settings
+
+    voices = voice_settings()
+    if name not in voices:
+        raise BadInput(f"No voice '{name}'. There are: {', '.join(voices)}.")
+    return voices[name]
 
 
 @cli.command()
@@ -106,7 +125,7 @@ def demo(prompt: str | None, edits: tuple[str, ...], seed: int | None, json_: bo
 @click.option("--compare", is_flag=True, help="Show the unsteered answer too.")
 @click.option("--system", help="A system message to begin with.")
 @click.option("--plain", is_flag=True, help="Continue text, even where the model has a chat template.")
-@writing_options
+@writing_options()
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
 @click.option("--json", "json_", is_flag=True, help="Print each answer as JSON, one to a line.")
 def chat(edits: tuple[str, ...], compare: bool, system: str | None, plain: bool, json_: bool, **more: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from shlex import quote
 from typing import Any, BinaryIO
 
 from rich.console import Console
@@ -54,32 +55,40 @@ def show_reading(reading: Any, top: int) -> None:
 
 
 def show_demo(scope: Any, prompt: str, wish: Controller, out: Any) -> None:
-    """The story of `sparsight demo`: the model writes, its features show, one is turned up."""
-    page, begin = console(), Text(visible(prompt), style="bold")
-    feature = next(iter(wish.walk())).feature
+    """The story of `sparsight demo`: the model answers, its features show, a voice is turned up."""
+    page, prompt = console(), visible(prompt)
+    asked = Text("you    ", style="dim").append(Text(prompt, style="bold not dim"))
+    edited = [edit.feature.index for edit in wish.walk()]
     page.print(Text(f"{scope!r}\n", style="dim"))
-    page.rule("the model writes", align="left")
-    page.print(begin, written(scope, out.plain, feature.index), sep="")
-    page.print(Text("\nwhat fired, token by token (the strongest feature of each)", style="dim"))
-    for text, pairs in list(zip(texts_of(scope, out.plain), out.plain.codes, strict=True))[:14]:
+    page.rule("the model answers", align="left")
+    page.print(asked)
+    page.print(Text("model  ", style="dim"), written(scope, out.plain, edited), sep="")
+    page.print(Text("\nwhat fired, token by token (the strongest features of each)", style="dim"))
+    for text, pairs in list(zip(texts_of(scope, out.plain), out.plain.codes, strict=True))[:10]:
         page.print(Text(f"{shown(text):>14}  ") + named(scope, pairs[:3]))
     page.print()
-    page.rule(Text(visible(str(wish))), align="left")
-    page.print(begin, written(scope, out.steered, feature.index), sep="")
+    page.rule("the same question, steered", align="left")
+    page.print(Text(visible(str(wish)), style="dim"))
+    page.print(asked)
+    page.print(Text("model  ", style="dim"), written(scope, out.steered, edited), sep="")
     page.print(Text(f"\n{out.steered.receipt}", style="dim"))
-    page.print(Text(f"tinted: where feature {feature.index} is active by itself", style="dim"))
-    lines = edit_lines(wish)
-    if lines:
-        edits = " ".join(f"--edit '{line}'" for line in lines)
-        page.print(Text(f"\ntry:  sparsight chat {edits} --compare", style="dim"))
-    page.print(Text(f"{'' if lines else 'try:':<6}sparsight read 'A little dog ran to the park.'", style="dim"))
+    page.print(Text(f"tinted: where {the_features(edited)} by itself", style="dim"))
+    tries = ["sparsight demo --voice butler --prompt 'What do cats eat?'", f"sparsight read --chat {quote(prompt)}"]
+    if lines := edit_lines(wish):
+        tries.insert(0, f"sparsight chat {' '.join(f'--edit {quote(line)}' for line in lines)} --compare")
+    page.print(Text("\n" + "\n".join(f"{'' if i else 'try:':<6}{one}" for i, one in enumerate(tries)), style="dim"))
 
 
-def written(scope: Any, reply: Any, feature: int) -> Text:
-    """A reply's tokens, tinted by one feature."""
-    values = reply.codes.of(feature)
-    peak = float(values.max()) if len(values) and float(values.max()) > 0 else 1.0
-    return tinted(map(visible, texts_of(scope, reply)), (values / peak).tolist())
+def the_features(indices: list[int]) -> str:
+    """As in: feature 3 is active; feature 3 or 9 is active."""
+    return f"feature {' or '.join(map(str, dict.fromkeys(indices)))} is active"
+
+
+def written(scope: Any, reply: Any, features: Iterable[int]) -> Text:
+    """A reply's tokens, tinted by the strongest of these features."""
+    values = [max(at) for at in zip(*(reply.codes.of(feature).tolist() for feature in features), strict=True)]
+    peak = max(values, default=0.0) or 1.0
+    return tinted(map(visible, texts_of(scope, reply)), (value / peak for value in values))
 
 
 def texts_of(scope: Any, reply: Any) -> list[str]:

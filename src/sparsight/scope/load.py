@@ -63,8 +63,13 @@ def demo_folder() -> Path:
 
 
 def showcase() -> dict[str, Any]:
-    """What `sparsight demo` shows: {"prompt", "edit": "27=+0.6", "seed"}, chosen when the demo was built."""
+    """What `sparsight demo` shows: {"prompt", "voice", "seed"}, chosen when the demo was built."""
     return read_json(demo_folder() / "labels.json")["showcase"]
+
+
+def voice_settings() -> dict[str, list[str]]:
+    """The edits that turn each of the demo's voices on, as `features.edit` reads them: {"pirate": ["27=+1.2"], ...}."""
+    return read_json(demo_folder() / "labels.json")["settings"]
 
 
 def read_labels(path: Path, fingerprint: str) -> dict[int, str]:
