@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["sparsight.lm", "sparsight.sae", "sparsight.scope"], "shapes.check")
+install_import_hook(["sparsight.lm", "sparsight.sae", "sparsight.scope", "sparsight.shards"], "shapes.check")
 
 import pytest
 import torch

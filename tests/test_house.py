@@ -10,6 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sparsight"
 SHELVES = {
     "errors": 1,
+    "disk": 2,
     "records": 2,
     "where": 2,
     "edits": 2,
@@ -17,6 +18,7 @@ SHELVES = {
     "config": 2,
     "lm": 3,
     "sae": 3,
+    "corpus": 3,
     "shards": 3,
     "atlas": 3,
     "demo": 3,
@@ -44,7 +46,7 @@ WITHIN_SHELF = {
     ("wire", "records"),
     ("cli", "screen"),
 }
-LIGHT = ("errors", "records", "where", "edits", "wire", "cli", "screen")
+LIGHT = ("errors", "disk", "records", "where", "edits", "wire", "corpus", "cli", "screen")
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

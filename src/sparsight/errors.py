@@ -8,6 +8,7 @@ SparsightError            the root: catch this to catch them all; the command li
 │   └── TooLong           more tokens than the model's context
 ├── BadFile               a file that is missing, truncated, corrupt, unsafe or of another format
 ├── Mismatch              parts that do not belong together: an SAE or an edit made for something else
+├── DiskFull              more to write than the disk has room for
 ├── NotReached            a hook point that nothing flowed through: nothing was read or steered there
 └── Missing               something to install: an extra of sparsight, a compiler
 """
@@ -43,6 +44,10 @@ class BadFile(SparsightError):
 
 class Mismatch(SparsightError):
     """Parts that do not belong together: an SAE or an edit that was made for something else."""
+
+
+class DiskFull(SparsightError, OSError):
+    """More to write than the disk has room for: said before it starts or, at the latest, before anything is damaged."""
 
 
 class NotReached(SparsightError):

@@ -16,15 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsight.disk import first_line, read_json, write_aside, write_json
 from sparsight.errors import BadFile, BadInput
-from sparsight.sae.disk import (
-    first_line,
-    read_json,
-    read_safetensors,
-    write_aside,
-    write_json,
-    write_safetensors,
-)
+from sparsight.sae.disk import read_safetensors, write_safetensors
 from sparsight.sae.sae import CARD_NAMES, SaeConfig, SparseAutoEncoder, rename_card
 
 

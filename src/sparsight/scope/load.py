@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from sparsight.disk import read_json
 from sparsight.errors import BadFile, BadInput, Mismatch
 from sparsight.lm.lm import ObservableLanguageModel
-from sparsight.sae.disk import read_json
 from sparsight.sae.files import load_sae
 from sparsight.sae.sae import SparseAutoEncoder
 from sparsight.scope.scope import Scope
