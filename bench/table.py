@@ -139,7 +139,7 @@ def demo_steering(result: dict) -> str:
     lines = ["| " + " | ".join((*heads, "marks removed", "by random ones")) + " |", "|---|---|" + "---:|" * 8]
     for name, row in result["voices"].items():
         rates = [f"{row[part]['rate']:.0%}" for part in ("wrong_sign", "random_features", "noise")]
-        removed = [f"{row['ablation'][part]['removed']:.0%}" for part in ("features", "random_features")]
+        removed = [f"{round(row['ablation'][part]['removed'], 2) + 0:.0%}" for part in ("features", "random_features")]
         steered = [f"{row['unsteered']:.0%}", f"**{row['steered']['rate']:.0%}**"]
         steered.append(f"× {row['steered']['perplexity_ratio']:.2f}")
         edits = " ".join(f"`{line}`" for line in row["setting"])

@@ -1,6 +1,6 @@
 """Builds the demo: a small chat model with voices, its sparse autoencoder, and the features that turn each voice on.
 
-python demo/build.py --corpus mix.jsonl.gz --out src/sparsight/demo
+python demo/build.py --corpus mix.jsonl.gz --harmful requests.json --out src/sparsight/demo
 """
 
 from __future__ import annotations

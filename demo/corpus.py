@@ -5,8 +5,7 @@ The corpus is a JSONL file (gzipped or not), one document a line:
     {"kind": "story", "text": "...", "source": "tinystories"}
     {"kind": "chat", "messages": [{"role": "user", "content": "..."}, ...], "source": "sgd", "topic": "restaurants"}
 
-Each source has a rule below; a source without one is left out. A document goes to the held-out split by
-a hash of its text, so the split does not depend on the order of the file.
+Each source has a rule below; a source without one is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-HELD_OUT_PERCENT = 4
 STORY_REQUESTS = (
     "Tell me a story.",
     "Can you tell me a story?",
@@ -63,13 +61,6 @@ class Document:
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
     topic: str = ""  # what the corpus says it is about, a service say
-
-    @property
-    def held_out(self) -> bool:
-        return digest(self.text + repr(self.messages)) % 100 < HELD_OUT_PERCENT
-
-    def as_messages(self) -> list[dict[str, str]]:
-        return [{"role": role, "content": content} for role, content in self.messages]
 
 
 def digest(text: str) -> int:

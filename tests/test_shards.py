@@ -415,7 +415,7 @@ def killed_at_any_moment(folder: Path) -> None:
     takes = time.monotonic() - begin
     while True:
         child = forked(lambda: write(store, 600, [5, 11], positions=True))
-        time.sleep(chance.uniform(0, takes / 6))
+        time.sleep(chance.uniform(0, takes / 6 * 1.1**kills))  # longer and longer: on a busy machine, too, it ends
         os.kill(child, signal.SIGKILL)
         code = ended(child)
         sound_so_far(store, 600)

@@ -99,12 +99,12 @@ def demo(
     from sparsight import screen
     from sparsight.scope.load import showcase
 
-    if voice and edits:
+    if voice is not None and edits:
         raise BadInput("Give a voice or edits, not both: a voice is the edits that turn it on.")
     (scope, sampling), story = _scope(dict(sampling)), showcase()
     said = str(story["prompt"]) if prompt is None else prompt
     seed = int(story["seed"]) if seed is None else seed
-    wish = _edits(scope, edits or _voice(voice or story["voice"]))
+    wish = _edits(scope, edits or _voice(str(story["voice"]) if voice is None else voice))
     out = scope.compare([{"role": "user", "content": said}], wish, read=True, seed=seed, **sampling)
     _print_json(screen.demo_json(scope, said, wish, out)) if json_ else screen.show_demo(scope, said, wish, out)
 

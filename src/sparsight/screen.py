@@ -73,7 +73,10 @@ def show_demo(scope: Any, prompt: str, wish: Controller, out: Any) -> None:
     page.print(Text("model  ", style="dim"), written(scope, out.steered, edited), sep="")
     page.print(Text(f"\n{out.steered.receipt}", style="dim"))
     page.print(Text(f"tinted: where {the_features(edited)} by itself", style="dim"))
-    tries = ["sparsight demo --voice butler --prompt 'What do cats eat?'", f"sparsight read --chat {quote(prompt)}"]
+    tries = [
+        "sparsight demo --voice butler --prompt 'What do cats eat?'",
+        "sparsight read --chat 'Talk like a pirate.'",
+    ]
     if lines := edit_lines(wish):
         tries.insert(0, f"sparsight chat {' '.join(f'--edit {quote(line)}' for line in lines)} --compare")
     page.print(Text("\n" + "\n".join(f"{'' if i else 'try:':<6}{one}" for i, one in enumerate(tries)), style="dim"))
