@@ -94,19 +94,13 @@ def summary(nats: float, tokens: float, size: float) -> dict:
 
 
 def write(scope, chats: list[list[dict]]) -> list[str]:
-    options = [
-        sparsight.Sampling(max_new_tokens=TOKENS, temperature=features.TEMPERATURE, seed=SEED * 1000 + i)
-        for i in range(len(chats))
-    ]
-    return [reply.text for reply in scope.chat(chats, sampling=options)]
+    return [reply.text for reply in scope.chat(chats, sampling=features.draws(len(chats), TOKENS, SEED))]
 
 
 def asking(voice: Voice, question: str, place: int) -> list[dict]:
     """The question with one of the voice's four untrained phrases: two for the user, two for the system."""
     phrase = (*voice.user[-mixture.KEPT_PHRASES :], *voice.system[-mixture.KEPT_PHRASES :])[place % 4]
-    if "{q}" in phrase:
-        return [{"role": "user", "content": phrase.replace("{q}", question)}]
-    return [{"role": "system", "content": phrase}, {"role": "user", "content": question}]
+    return features.chat(question, phrase)
 
 
 def asked(scope) -> dict:
@@ -223,9 +217,8 @@ def main() -> None:
     parser.add_argument("--unseen", type=Path)
     arguments = parser.parse_args()
     scope = sparsight.load("demo", dtype=torch.float32)
-    documents = mixture.compose(arguments.corpus, arguments.harmful)
+    parts = mixture.split(mixture.compose(arguments.corpus, arguments.harmful))
     core = scope.lm.tokenizer.backend_tokenizer
-    parts = [d for d in documents if not d.held_out], [d for d in documents if d.held_out]
     train, held_out = truth.code(parts[0][:TRAINING_REPLIES], core), truth.code(parts[1], core)
     layer = int(scope.hook_point.rsplit(".", 1)[1])
     result = {

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 import features
 import marks
 from features import Setting, Trial
+from mixture import KEPT_PHRASES
 from sparsight.scope.load import voice_settings
 from voices import VOICES, Voice
 
@@ -69,7 +70,7 @@ def steering(scope, voice: Voice, setting: Setting, live: list[int], plain: Tria
         "random_features": trial(scope, random_setting(setting, live, picks)),
         "noise": trial(noisy(scope, setting, SEED), setting),
     }
-    result = {"setting": [f"{f}=+{s:g}@{place}" for f, s, place in setting]}
+    result = {"setting": features.lines(setting)}
     result["unsteered"] = plain.rate(voice.name)
     for name, one in tried.items():
         result[name] = {"rate": one.rate(voice.name), "perplexity_ratio": one.perplexity / plain.perplexity}
@@ -82,28 +83,24 @@ def steering(scope, voice: Voice, setting: Setting, live: list[int], plain: Tria
     return result
 
 
-def asked_for(voice: Voice) -> list[str]:
+def asked_for(voice: Voice) -> list[list[dict]]:
     """The questions, in phrases that ask for the voice and that the model was not trained on."""
-    phrases = voice.user[-2:]
-    return [phrases[i % 2].replace("{q}", q) for i, q in enumerate(features.questions("unrelated"))]
+    phrases = voice.user[-KEPT_PHRASES:]
+    return [features.chat(q, phrases[i % len(phrases)]) for i, q in enumerate(features.questions("unrelated"))]
 
 
 def ablation(scope, voice: Voice, setting: Setting, live: list[int], picks: random.Random) -> dict:
     """Marks per 100 words where the voice is asked for."""
     off = {"features": setting, "random_features": random_setting(setting, live, picks)}
-    chats = [features.chat(q) for q in asked_for(voice)]
-    options = [
-        sparsight.Sampling(max_new_tokens=TOKENS, temperature=features.TEMPERATURE, seed=SEED * 1000 + i)
-        for i in range(len(chats))
-    ]
+    chats = asked_for(voice)
+    options = features.draws(len(chats), TOKENS, SEED)
     result = {}
     wishes = {name: features.held_off(scope, [f for f, _, _ in some]) for name, some in off.items()}
     for name, wish in {"none": None, **wishes}.items():
         replies = scope.chat(chats, [wish] * len(chats), sampling=options)
         texts = [reply.text for reply in replies]
-        words = sum(marks.size(text) for text in texts)
         result[name] = {
-            "marks_per_100_words": 100 * sum(marks.count(voice.name, text) for text in texts) / words,
+            "marks_per_100_words": 100 * features.density(voice.name, texts),
             "in_voice": sum(marks.speaks(voice.name, text) for text in texts) / len(texts),
         }
     before = result["none"]["marks_per_100_words"]

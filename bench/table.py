@@ -96,14 +96,11 @@ KINDS = {
     "oasst_sample": "OpenAssistant",
     "self_instruct_user": "Self-Instruct",
     "everyday": "our own questions and chats",
-    "sums": "sums",
     "language": "French, German, Spanish",
-    "code": "code",
     "story told": "stories told on request",
     "refusal": "refusals",
     "lookalike": "harmless look-alikes answered",
     "voice": "what users say to voices",
-    "all": "all",
 }
 
 
@@ -139,7 +136,7 @@ def demo_steering(result: dict) -> str:
     lines = ["| " + " | ".join((*heads, "marks removed", "by random ones")) + " |", "|---|---|" + "---:|" * 8]
     for name, row in result["voices"].items():
         rates = [f"{row[part]['rate']:.0%}" for part in ("wrong_sign", "random_features", "noise")]
-        removed = [f"{round(row['ablation'][part]['removed'], 2) + 0:.0%}" for part in ("features", "random_features")]
+        removed = [f"{row['ablation'][part]['removed']:z.0%}" for part in ("features", "random_features")]
         steered = [f"{row['unsteered']:.0%}", f"**{row['steered']['rate']:.0%}**"]
         steered.append(f"× {row['steered']['perplexity_ratio']:.2f}")
         edits = " ".join(f"`{line}`" for line in row["setting"])

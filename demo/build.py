@@ -6,7 +6,6 @@ python demo/build.py --corpus mix.jsonl.gz --harmful requests.json --out src/spa
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,7 @@ import mixture
 import model
 import tokenizer
 import truth
-from files import replace
+from sparsight.disk import write_json
 
 SEARCHED_DOCUMENTS = 6000  # training documents on which features are compared by what they read
 
@@ -42,22 +41,23 @@ class Workshop:
     sae_plan: autoencoder.Plan = field(default_factory=autoencoder.Plan)
 
     @cached_property
-    def documents(self) -> list[mixture.Document]:
-        return mixture.compose(self.corpus, self.harmful)
+    def documents(self) -> tuple[list[mixture.Document], list[mixture.Document]]:
+        """For training, held out."""
+        return mixture.split(mixture.compose(self.corpus, self.harmful))
 
     @cached_property
     def words(self):
         folder = self.work / "model"
         if (folder / "tokenizer.json").exists():
             return AutoTokenizer.from_pretrained(folder)
-        return tokenizer.train([d for d in self.documents if not d.held_out], folder)
+        return tokenizer.train(self.documents[0], folder)
 
     @cached_property
     def coded(self) -> tuple[list[truth.Coded], list[truth.Coded]]:
         """For training, held out."""
         core = self.words.backend_tokenizer
-        parts = [d for d in self.documents if not d.held_out], [d for d in self.documents if d.held_out]
-        return truth.code(parts[0], core), truth.code(parts[1], core)
+        training, held_out = self.documents
+        return truth.code(training, core), truth.code(held_out, core)
 
     @cached_property
     def shuffled(self) -> list[truth.Coded]:
@@ -116,11 +116,11 @@ def steering_labels(shop: Workshop) -> None:
     live = scope.sae.scale.nonzero()[:, 0].tolist()
     screened = features.screen(scope, live, shop.work)
     reading = features.by_reading(scope, shop.shuffled[:SEARCHED_DOCUMENTS], shop.sae_plan.layer)
-    chosen = features.widen(scope, features.choose(scope, screened, reading, shop.work))
+    plain = features.unsteered(scope)
+    chosen = features.widen(scope, plain, features.choose(scope, plain, screened, reading, shop.work))
     labels = {"schema": 1, "sae": scope.sae.fingerprint, "labels": features.labels(chosen)}
     labels |= {"settings": features.settings(chosen), "showcase": features.SHOWCASE}
-    with replace(shop.out / "labels.json") as unfinished:
-        unfinished.write_text(json.dumps(labels, indent=2) + "\n")
+    write_json(shop.out / "labels.json", labels)
 
 
 STEPS = {"model": language_model, "autoencoder": sparse_autoencoder, "features": steering_labels}

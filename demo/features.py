@@ -21,8 +21,8 @@ from torch import Tensor
 
 import autoencoder
 import marks
-from files import replace
 from mixture import KEPT_PHRASES, TEXT
+from sparsight.disk import write_aside, write_json
 from sparsight.edits import Controller
 from sparsight.lm.batch import Prompt
 from sparsight.records import Sampling
@@ -84,8 +84,21 @@ class Trial:
         return sum(degree(voice, text) for text in self.texts) / len(self.texts)
 
 
-def chat(question: str) -> list[dict]:
-    return [{"role": "user", "content": question}]
+def chat(question: str, phrase: str = "{q}") -> list[dict]:
+    """The question, put by the user in this phrase, or after a system message that is this phrase."""
+    if "{q}" in phrase:
+        return [{"role": "user", "content": phrase.replace("{q}", question)}]
+    return [{"role": "system", "content": phrase}, *chat(question)]
+
+
+def draws(count: int, tokens: int, seed: int) -> list[Sampling]:
+    """How so many replies are drawn, each with a seed of its own."""
+    return [Sampling(max_new_tokens=tokens, temperature=TEMPERATURE, seed=seed * 1000 + i) for i in range(count)]
+
+
+def density(voice: str, texts: Sequence[str]) -> float:
+    """The voice's marks per word of all these texts."""
+    return sum(marks.count(voice, text) for text in texts) / max(1, sum(map(marks.size, texts)))
 
 
 def edits(scope: Scope, setting: Setting) -> Controller | None:
@@ -109,18 +122,13 @@ def surprise(scope: Scope, prompts: Sequence[Prompt], replies: Sequence[Reply]) 
 
 def trials(scope: Scope, settings: Sequence[Setting], asked: Sequence[str], tokens: int, seed: int) -> Iterator[Trial]:
     """Every setting on every question, many at a time."""
-    each = max(1, ROWS // len(asked))
+    chats, each = [chat(question) for question in asked], max(1, ROWS // len(asked))
+    prompts = [scope.lm.prompt(one) for one in chats]
     for start in range(0, len(settings), each):
         group = settings[start : start + each]
-        chats = [chat(question) for question in asked] * len(group)
         wishes = [edits(scope, setting) for setting in group for _ in asked]
-        sampling = [
-            Sampling(max_new_tokens=tokens, temperature=TEMPERATURE, seed=seed * 1000 + i)
-            for _ in group
-            for i in range(len(asked))
-        ]
-        replies = scope.chat(chats, wishes, sampling=sampling)
-        nats, count = surprise(scope, [scope.lm.prompt(one) for one in chats], replies)
+        replies = scope.chat(chats * len(group), wishes, sampling=draws(len(asked), tokens, seed) * len(group))
+        nats, count = surprise(scope, prompts * len(group), replies)
         for i, setting in enumerate(group):
             rows = slice(i * len(asked), (i + 1) * len(asked))
             perplexity = float((nats[rows].sum() / count[rows].sum()).exp())
@@ -143,8 +151,7 @@ def screen(scope: Scope, live: Sequence[int], work: Path) -> list[dict]:
         rows[-1]["degrees"] = {voice: round(trial.degree(voice), 3) for voice in VOICES}
         if len(rows) % 500 == 0:
             print(f"screened {len(rows)} of {len(settings)}", flush=True)
-    with replace(path) as unfinished:
-        unfinished.write_text(json.dumps(rows))
+    write_aside(path, lambda part: part.write_text(json.dumps(rows)))
     return rows
 
 
@@ -228,11 +235,15 @@ def search(scope: Scope, voice: str, pool: Sequence[int], plain: Trial) -> list[
     return [*ones[:2], *tried(sums(settings, 2), 2), *tried(sums(settings, 3), 2)]
 
 
-def choose(scope: Scope, rows: list[dict], reading: dict[str, list[int]], work: Path) -> dict[str, dict]:
+def unsteered(scope: Scope) -> Trial:
+    """What settings are compared with."""
+    return next(trials(scope, [()], questions("choosing"), CHOOSE_TOKENS, seed=2))
+
+
+def choose(scope: Scope, plain: Trial, rows: list[dict], reading: dict[str, list[int]], work: Path) -> dict[str, dict]:
     """For each voice its setting, measured once more with other seeds. Kept in `work`."""
     path = work / "chosen.json"
     found: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
-    plain = next(trials(scope, [()], questions("choosing"), CHOOSE_TOKENS, seed=2))
     for voice in VOICES:
         if voice in found:
             continue
@@ -244,8 +255,7 @@ def choose(scope: Scope, rows: list[dict], reading: dict[str, list[int]], work: 
         taken = min(fit, key=lambda t: len(t.setting)) if fit else again[0]
         found[voice] = described(taken, voice, plain) | {"others": [described(t, voice, plain) for t in again]}
         print(f"{voice}: {found[voice]['setting']} {taken.rate(voice):.2f} × {found[voice]['ratio']:.2f}", flush=True)
-        with replace(path) as unfinished:
-            unfinished.write_text(json.dumps(found, indent=1))
+        write_json(path, found)
     return found
 
 
@@ -262,9 +272,8 @@ def described(trial: Trial, voice: str, plain: Trial) -> dict:
 # ── widening ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def widen(scope: Scope, found: dict[str, dict]) -> dict[str, dict]:
+def widen(scope: Scope, plain: Trial, found: dict[str, dict]) -> dict[str, dict]:
     """The same, with three features for each of the NEEDED voices: its own, and two that it needs besides."""
-    plain = next(trials(scope, [()], questions("choosing"), CHOOSE_TOKENS, seed=2))
     out = dict(found)
     for voice in NEEDED:
         first, strength, place = found[voice]["setting"][0]
@@ -301,20 +310,12 @@ def needed(scope: Scope, voice: str, first: int) -> tuple[int, int]:
 def asking(voice: str, number: int) -> list[list[dict]]:
     """Questions with phrases that ask for the voice, those that it was trained on."""
     phrases = (*VOICES[voice].user[:-KEPT_PHRASES], *VOICES[voice].system[:-KEPT_PHRASES])
-    out = []
-    for i, question in enumerate(questions("choosing")[:number]):
-        phrase = phrases[i % len(phrases)]
-        told = [{"role": "system", "content": phrase}] if "{q}" not in phrase else []
-        out.append([*told, *chat(question if told else phrase.replace("{q}", question))])
-    return out
+    return [chat(q, phrases[i % len(phrases)]) for i, q in enumerate(questions("choosing")[:number])]
 
 
 def activity(scope: Scope, chats: list[list[dict]]) -> Tensor:
     """Each feature's mean activation in feature units over the chats and the replies to them, [feature]."""
-    sampling = [
-        Sampling(max_new_tokens=SEARCH_TOKENS, temperature=TEMPERATURE, seed=9000 + i) for i in range(len(chats))
-    ]
-    replies = scope.chat(chats, sampling=sampling)
+    replies = scope.chat(chats, sampling=draws(len(chats), SEARCH_TOKENS, seed=9))
     whole = [[*c, {"role": "assistant", "content": r.text}] for c, r in zip(chats, replies, strict=True)]
     means = [scope.read(one).codes.dense().mean(0) for one in whole]
     return torch.stack(means).mean(0) / scope.sae.scale.clamp(min=1e-6)
@@ -326,15 +327,9 @@ def marks_left(scope: Scope, voice: str, chats: list[list[dict]], sets: list[tup
     for start in range(0, len(sets), each):
         group = sets[start : start + each]
         wishes = [held_off(scope, features) for features in group for _ in chats]
-        sampling = [
-            Sampling(max_new_tokens=SEARCH_TOKENS, temperature=TEMPERATURE, seed=9000 + i)
-            for _ in group
-            for i in range(len(chats))
-        ]
+        sampling = draws(len(chats), SEARCH_TOKENS, seed=9) * len(group)
         replies = [reply.text for reply in scope.chat(chats * len(group), wishes, sampling=sampling)]
-        for i in range(len(group)):
-            texts = replies[i * len(chats) : (i + 1) * len(chats)]
-            out.append(sum(marks.count(voice, t) for t in texts) / max(1, sum(map(marks.size, texts))))
+        out += [density(voice, replies[i : i + len(chats)]) for i in range(0, len(replies), len(chats))]
     return out
 
 
@@ -358,5 +353,10 @@ def labels(found: dict[str, dict]) -> dict[str, dict]:
 
 
 def settings(found: dict[str, dict]) -> dict[str, list[str]]:
-    """The edits that turn each voice on, as they are written on the command line."""
-    return {voice: [f"{f}=+{s:g}@{place}" for f, s, place in row["setting"]] for voice, row in found.items()}
+    """The edits that turn each voice on."""
+    return {voice: lines(row["setting"]) for voice, row in found.items()}
+
+
+def lines(setting: Setting) -> list[str]:
+    """A setting's edits as they are written on the command line."""
+    return [f"{f}=+{s:g}@{place}" for f, s, place in setting]

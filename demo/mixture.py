@@ -246,3 +246,11 @@ def compose(path: Path, harmful: Path | None = None, amounts: Amounts | None = N
             out.append(voiced(base, voice, rng.choice(asides[base.held_out]), rng))
     rng.shuffle(out)
     return out
+
+
+def split(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
+    """Those to train on, and those that are held out."""
+    parts: tuple[list[Document], list[Document]] = [], []
+    for document in documents:
+        parts[document.held_out].append(document)
+    return parts

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from files import replace
+from sparsight.disk import write_aside
 from truth import Coded
 
 KEEP_EVERY = 200  # steps, from one checkpoint and held-out loss to the next
@@ -158,8 +158,8 @@ def keep(path: Path, model, steppers, stream: Stream, step: int, curve: dict) ->
         "stream": [stream.epoch, stream.at],
         "curve": curve,
     }
-    with replace(path) as unfinished:
-        torch.save(state, unfinished)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path, lambda part: torch.save(state, part))
 
 
 def restore(path: Path, model, steppers, stream: Stream, plan: Plan) -> tuple[int, dict]:

@@ -14,8 +14,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from files import replace
 from mixture import Document, Turn
+from sparsight.disk import write_aside
 from tokenizer import BOS, END, EOS, EOT, START
 from voices import VOICES
 
@@ -88,7 +88,7 @@ def keep(documents: Sequence[Coded], path: Path) -> None:
     columns = {name: np.concatenate([getattr(one, name) for one in documents]) for name in names}
     columns["start"] = np.cumsum([0, *map(len, documents)])
     about = [{"source": d.source, "kind": d.kind, "topic": d.topic} for d in (one.document for one in documents)]
-    with replace(path.with_suffix(".safetensors")) as unfinished:
-        save_file(columns, unfinished)
-    with replace(path.with_suffix(".json")) as unfinished:
-        unfinished.write_text(json.dumps({"roles": ROLES, "voices": VOICE_NAMES, "documents": about}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path.with_suffix(".safetensors"), lambda part: save_file(columns, part))
+    told = json.dumps({"roles": ROLES, "voices": VOICE_NAMES, "documents": about})
+    write_aside(path.with_suffix(".json"), lambda part: part.write_text(told))
