@@ -46,7 +46,7 @@ WITHIN_SHELF = {
     ("wire", "records"),
     ("cli", "screen"),
 }
-LIGHT = ("errors", "disk", "records", "where", "edits", "wire", "corpus", "cli", "screen")
+LIGHT = ("errors", "disk", "config", "records", "where", "edits", "wire", "corpus", "cli", "screen")
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

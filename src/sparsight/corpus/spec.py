@@ -7,16 +7,11 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sparsight.config import knob
 from sparsight.corpus.files import DOCUMENTS
 from sparsight.corpus.schemas import SCHEMAS
 from sparsight.errors import BadInput
 from sparsight.records import finite, is_whole
-
-
-def knob(default: Any, says: str, **options: Any) -> Any:
-    """A field that explains itself: its metadata has "says"."""
-    return field(default=default, metadata={"says": says}, **options)
-
 
 CHOICES = {"schema": ("auto", *SCHEMAS), "documents": DOCUMENTS, "part": ("all", "train", "validation")}
 
