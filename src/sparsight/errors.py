@@ -9,6 +9,7 @@ SparsightError            the root: catch this to catch them all; the command li
 ├── BadFile               a file that is missing, truncated, corrupt, unsafe or of another format
 ├── Mismatch              parts that do not belong together: an SAE or an edit made for something else
 ├── DiskFull              more to write than the disk has room for
+├── Diverged              a training whose loss is no number any more
 ├── NotReached            a hook point that nothing flowed through: nothing was read or steered there
 └── Missing               something to install: an extra of sparsight, a compiler
 """
@@ -48,6 +49,10 @@ class Mismatch(SparsightError):
 
 class DiskFull(SparsightError, OSError):
     """More to write than the disk has room for: said before it starts or, at the latest, before anything is damaged."""
+
+
+class Diverged(SparsightError):
+    """A training whose loss is no number any more. Its last good checkpoint is there."""
 
 
 class NotReached(SparsightError):

@@ -1,0 +1,1 @@
+"""Training a sparse autoencoder: dense where it must be (the encoder's product), sparse everywhere else."""

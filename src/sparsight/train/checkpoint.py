@@ -1,0 +1,87 @@
+"""Stopping at any moment and going on as if nothing had happened: all that a run is, in one file of each process.
+
+A checkpoint counts once the files of all processes are there. Each is written aside and renamed; the one before is
+removed only after that, so that there always is a whole one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsight.disk import first_line, write_aside
+from sparsight.errors import BadFile, DiskFull, Mismatch
+from sparsight.train.parallel import Team
+
+SCHEMA = 1
+KEPT = 2
+
+
+def _name(step: int, rank: int) -> str:
+    return f"checkpoint-{step:09}-{rank:04}.safetensors"
+
+
+def write(folder: Path, team: Team, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """This process's part of a checkpoint. Raises DiskFull, and leaves the one before, where it does not fit."""
+    path = folder / _name(step, team.rank)
+    said = {"schema": SCHEMA, "world": team.world, "step": step, **facts}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        write_aside(path, lambda part: save_file(whole, part, {"facts": json.dumps(said)}))
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(error) or "quota exceeded" in str(error):
+            last = newest(folder, team)
+            kept = f"the checkpoint of step {last:,} is whole" if last is not None else "nothing was kept yet"
+            raise DiskFull(f"The disk is full at '{folder}': {kept}; make room, and go on by the same call.") from error
+        raise BadFile(f"Cannot write '{path}': {first_line(error)}") from error
+    mine = sorted(folder.glob(f"checkpoint-*-{team.rank:04}.safetensors"))
+    for old in mine[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def newest(folder: Path, team: Team) -> int | None:
+    """The last step of which every process has a file; None where there is none."""
+    each = [folder.glob(f"checkpoint-*-{rank:04}.safetensors") for rank in range(team.world)]
+    steps = [{int(path.name.split("-")[1]) for path in paths} for paths in each]
+    return max(set.intersection(*steps), default=None)
+
+
+def read(folder: Path, team: Team, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Raises BadFile where it is damaged, Mismatch where it is of another number of processes."""
+    path = folder / _name(step, team.rank)
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        todo = "remove it, and the one before is taken"
+        raise BadFile(f"Cannot go on from '{path}': {first_line(error)}. If it stays damaged, {todo}.") from error
+    if facts.get("schema") != SCHEMA:
+        raise BadFile(f"'{path}' is of schema {facts.get('schema')!r}; this sparsight reads schema {SCHEMA}.")
+    if facts["world"] != team.world:
+        raise Mismatch(f"'{path}' is of a run of {facts['world']} processes; now there are {team.world}.")
+    return tensors, facts
+
+
+def clear(folder: Path, team: Team) -> None:
+    """Remove this process's checkpoints: the run is done."""
+    for path in folder.glob(f"checkpoint-*-{team.rank:04}.safetensors"):
+        path.unlink()
+
+
+def split(tensors: dict[str, Tensor], count: int) -> Sequence[dict[str, Tensor]]:
+    """Tensors named "0.weights.W_enc" and so on, of each of several trainers."""
+    out: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for name, tensor in tensors.items():
+        number, _, rest = name.partition(".")
+        out[int(number)][rest] = tensor
+    return out

@@ -1,0 +1,353 @@
+"""One SAE in training: its weights, Adam's averages, and a step.
+
+pre = x W_encᵀ             the one dense product, in bfloat16 where that is fast
+pairs, coefficients        objective.py: what is active, and its gradients
+update                     each feature's two rows: gradient and Adam at once, no gradient kept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparsight.errors import BadInput
+from sparsight.sae.sae import SaeConfig, SparseAutoEncoder
+from sparsight.train.kernels import kernels
+from sparsight.train.objective import OBJECTIVE, UNIT, Gradient, Work, chosen
+from sparsight.train.parallel import LOWER, Team
+from sparsight.train.sparsity import Sparsity
+from sparsight.train.spec import TrainSpec
+from sparsight.train.weights import BEGIN, MATRICES, Frame, beginning, finished, unit
+
+EPSILON = 1e-8
+FORGETS = 0.01  # of batchtopk's threshold, per step
+BELOW = 1 - 1e-5  # a threshold lies a little below the last activation that is to pass, whatever is rounded
+LEVELS = 8192  # tokens that first thresholds are taken from, at most
+
+
+class Trainer:
+    """Trains one SAE on batches that it is given.
+
+    x, y: a sample of raw inputs and targets, [token, d], from which the frame and the beginning are taken. y: None
+    where the target is the input. dtype: of the weights; float64 is for comparisons.
+    """
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        x: Float[Tensor, "token d_in"],
+        y: Float[Tensor, "token d_out"] | None = None,
+        team: Team | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.spec, self.team, self.dtype, self.device = spec, team or Team(), dtype, x.device
+        self.do = kernels(self.device)
+        self.d_hidden = spec.d_hidden or spec.expansion * x.shape[1]
+        self._check()
+        self.read = Frame.of(x)
+        self.written = self.read if y is None else Frame.of(y)
+        inside = self.read.inside(x[:LEVELS], dtype)
+        target = inside if y is None else self.written.inside(y[:LEVELS], dtype)
+        self.random = torch.Generator().manual_seed(spec.seed)
+        every = beginning(spec, self.d_hidden, inside, target, self.random)
+        part = self.d_hidden // self.team.features
+        self.mine = slice(self.team.feature_rank * part, (self.team.feature_rank + 1) * part)
+        shared = {"b_dec"}
+        self.weights = {n: (w if n in shared else w[self.mine]).clone() for n, w in every.items()}
+        self.mean = {name: torch.zeros_like(w) for name, w in self.weights.items()}
+        self.square = {name: torch.zeros_like(w) for name, w in self.weights.items()}
+        self.average = {name: w.clone() for name, w in self.weights.items()} if spec.ema else {}
+        self.norms = self.weights["W_dec"].norm(dim=-1)
+        self.since = torch.zeros(part, dtype=torch.int64, device=self.device)
+        ends = [g - self.mine.start for g in spec.groups or (self.d_hidden,)]
+        self.ends = torch.tensor([min(max(e, 0), part) for e in ends], dtype=torch.int32, device=self.device)
+        self.sparsity = Sparsity(spec, unit(spec, every))
+        self.steps, self.revived, self.bound, self.threshold = 0, 0, 0.0, 0.0
+        self.spread = float((target - target.mean(0)).square().sum(-1).mean())
+        self.product = torch.bfloat16 if spec.product == "bfloat16" and dtype == torch.float32 else dtype
+        if self.product == torch.bfloat16 and self.device.type == "cpu" and not _multiplies_bfloat16():
+            self.product = dtype
+        self._rounded = self.weights["W_enc"].to(self.product)
+        self._pre = torch.empty(0, device=self.device)
+
+    def _check(self) -> None:
+        spec, most = self.spec, self.d_hidden
+        if spec.l0 >= most:
+            raise BadInput(f"l0 is {spec.l0:g}; this SAE has {most:,} features, and fewer are to be active.")
+        if spec.groups and spec.groups[-1] != most:
+            raise BadInput(f"The last of the groups holds all features: {most:,}, not {spec.groups[-1]:,}.")
+        if most % self.team.features:
+            raise BadInput(f"{most:,} features cannot be dealt out evenly to {self.team.features} processes.")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        s, steps = self.spec, self.spec.steps
+        up = min((self.steps + 1) / max(s.warmup * steps, 1), 1.0)
+        down = min((steps - self.steps) / max(s.decay * steps, 1), 1.0)
+        return s.lr * up * down
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return self.steps * self.spec.batch
+
+    # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @torch.no_grad()
+    def step(self, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d_out"] | None = None) -> dict[str, float]:
+        """One step on this process's rows of a batch of raw activations: what came of it, over the whole batch.
+
+        Gives l0, error (mean |x_hat − y|² / variance: fvu of the batch), coefficient, rate, dead, and the losses.
+        """
+        work = self._work(x, y)
+        g = OBJECTIVE[self.spec.objective](work)
+        self.bound = g.bound
+        told = self._told(g, work.tokens)
+        if not np.isfinite(told["error"]):
+            return told  # whoever trains stops: nothing is changed
+        self._descend(work, g)
+        self._count(g, work.tokens)
+        self.steps += 1
+        if self.spec.penalised:
+            self.sparsity.saw(told["l0"], self.steps, told["rate"])
+        if self.spec.objective == "batchtopk":
+            self.threshold += (g.bound / LOWER - self.threshold) * (FORGETS if self.steps > 1 else 1.0)
+        every = self.spec.dead if self.spec.revive is None else self.spec.revive
+        last = (1 - self.spec.decay) * self.spec.steps
+        if every and self.tokens % every < self.spec.batch and self.steps <= last:
+            self._revive(work, g)
+        return told
+
+    def _work(self, x: Tensor, y: Tensor | None) -> Work:
+        inside = self.read.inside(x, self.dtype)
+        target = inside if y is None else self.written.inside(y, self.dtype)
+        if self._pre.shape[:1] != x.shape[:1] or self._pre.dtype != self.product:
+            self._pre = torch.empty(len(x), len(self.norms), dtype=self.product, device=self.device)
+        torch.mm(inside.to(self.product), self._rounded.T, out=self._pre)
+        dead = (self.since >= self.spec.dead).nonzero()[:, 0]
+        return Work(
+            self.spec,
+            self.do,
+            self.team,
+            self.weights,
+            self.norms,
+            self.ends,
+            inside,
+            target,
+            self._pre,
+            len(x) * self.team.data,
+            self.sparsity.coefficient if self.spec.penalised else 0.0,
+            dead,
+            self._everywhere(len(dead)),
+            self.bound,
+        )
+
+    def _everywhere(self, dead: int) -> int:
+        if self.team.features == 1:
+            return dead
+        count = torch.tensor(dead, device=self.device)
+        self.team.over_features(count)
+        return int(count)
+
+    def _descend(self, work: Work, g: Gradient) -> None:
+        t = self.steps + 1
+        s, team = self.spec, self.team
+        rooted = 1 / (1 - s.beta2**t) ** 0.5
+        hyper = [self.rate / (1 - s.beta1**t), s.beta1, s.beta2, EPSILON, rooted]
+        adam = torch.tensor(hyper, dtype=self.dtype)
+        whole = team.data > 1 or s.clip is not None
+        unit = s.objective in UNIT
+        encoder, decoder = (self._moved_by_adam(name) for name in MATRICES)
+        if whole:
+            enc, dec = self.do.gradients(g.columns, g.enc, g.dec, work.x, g.err, self.ends, g.more)
+            dec += g.pull[:, None] * self.weights["W_dec"]
+            if unit:
+                dec -= (dec * self.weights["W_dec"]).sum(-1, keepdim=True) * self.weights["W_dec"]
+            team.over_tokens(enc, dec, *(g.vectors[name] for name in sorted(g.vectors)))
+            self._clip(enc, dec, g.vectors)
+            self.do.descend(encoder[0], enc, encoder[1], encoder[2], adam)
+            self.norms = self.do.descend(decoder[0], dec, decoder[1], decoder[2], adam, None, unit)
+        else:
+            self.norms = self.do.step(
+                g.columns, g.enc, g.dec, work.x, g.err, self.ends, g.more, encoder, decoder, adam, g.pull, unit
+            )
+        for name, gradient in g.vectors.items():
+            w, m, v = self._moved_by_adam(name)
+            self.do.descend(w[:, None], gradient[:, None].contiguous(), m[:, None], v[:, None], adam)
+        for name, average in self.average.items():
+            average.lerp_(self.weights[name], 1 - (s.ema or 0.0))
+        self._rounded = self.weights["W_enc"].to(self.product)
+
+    def _moved_by_adam(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        return self.weights[name], self.mean[name], self.square[name]
+
+    def _clip(self, enc: Tensor, dec: Tensor, vectors: dict[str, Tensor]) -> None:
+        if self.spec.clip is None:
+            return
+        own = [enc, dec, *(v for name, v in vectors.items() if name != "b_dec")]
+        square = torch.stack([g.double().square().sum() for g in own]).sum()
+        self.team.over_features(square)
+        norm = float((square + vectors["b_dec"].double().square().sum()).sqrt())
+        if norm > self.spec.clip:
+            for gradient in (enc, dec, *vectors.values()):
+                gradient *= self.spec.clip / norm
+
+    def _told(self, g: Gradient, tokens: int) -> dict[str, float]:
+        """The numbers of a step, summed over the processes, in one exchange."""
+        own = torch.stack([g.active.double(), *(v.double() for n, v in g.losses.items() if n in ("penalty", "aux"))])
+        self.team.over_features(own)
+        all_ = torch.cat([own, *(v.double()[None] for n, v in g.losses.items() if n not in ("penalty", "aux"))])
+        self.team.over_tokens(all_)
+        order = [n for n in g.losses if n in ("penalty", "aux")], [n for n in g.losses if n not in ("penalty", "aux")]
+        told = dict(zip(["l0", *order[0], *order[1]], (all_ / tokens).tolist(), strict=True))
+        told["error"] /= self.spread
+        return {**told, "coefficient": self.sparsity.coefficient if self.spec.penalised else 0.0, "rate": self.rate}
+
+    def _count(self, g: Gradient, tokens: int) -> None:
+        fired = g.fired
+        self.team.over_tokens(fired)
+        self.since += tokens
+        self.since[fired > 0] = 0
+
+    @property
+    def dead(self) -> int:
+        """Features that were not active for `spec.dead` tokens, of all processes."""
+        return self._everywhere(int((self.since >= self.spec.dead).sum()))
+
+    # ── dead features ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _revive(self, work: Work, g: Gradient) -> None:
+        """Point dead features at what is reconstructed worst (resampling: Bricken et al. 2023).
+
+        A token is drawn for each, by its square error; the decoder row becomes the direction of its error, the encoder
+        row that too (a transcoder's: of its input); the threshold is set as at the beginning.
+        """
+        dead = (self.since >= self.spec.dead).nonzero()[:, 0]
+        counts = self.team.all_features(torch.tensor([len(dead)], device=self.device))
+        err, x = self.team.rows(g.err[-1]), self.team.rows(work.x)
+        total = min(int(counts.sum()), int((err != 0).any(-1).sum()))
+        before = int(counts[: self.team.feature_rank].sum())
+        if not total:
+            return
+        chance = err.double().square().sum(-1).cpu()
+        drawn = torch.multinomial(chance / chance.sum(), total, generator=self.random).to(self.device)
+        drawn = drawn[before : before + len(dead)]
+        dead = dead[: len(drawn)]
+        if not len(dead):
+            return
+        alive = self.since < self.spec.dead
+        w = self.weights
+        sizes = [w[name][alive].norm(dim=-1).mean() if alive.any() else w[name].new_ones(()) for name in MATRICES]
+        out = -err[drawn] / err[drawn].norm(dim=-1, keepdim=True)
+        seen = out if self.written is self.read else x[drawn] / x[drawn].norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        w["W_enc"][dead], w["W_dec"][dead] = seen * sizes[0], out * (1 if self.spec.objective in UNIT else sizes[1])
+        active = max(int(min(BEGIN * self.spec.l0 / self.d_hidden, 0.5) * len(x)), 1)
+        level = (w["W_enc"][dead] @ x.T).topk(active, dim=1).values[:, -1]
+        w["b_enc"][dead] = -level if self.spec.objective in ("relu", "gated") else 0
+        if "log_threshold" in w:
+            w["log_threshold"][dead] = level.clamp_min(1e-3).log()
+        for name in {"r_mag", "b_mag"} & w.keys():
+            w[name][dead] = 0
+        for of in (self.mean, self.square):
+            for name in w.keys() - {"b_dec"}:
+                of[name][dead] = 0
+        for name, average in self.average.items():
+            if name != "b_dec":
+                average[dead] = w[name][dead]
+        self.norms[dead] = w["W_dec"][dead].norm(dim=-1)
+        self._rounded[dead] = w["W_enc"][dead].to(self.product)
+        self.since[dead] = 0
+        self.revived += len(dead)
+
+    # ── looking at it ────────────────────────────────────────────────────────────────────────────────────────────
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, float]:
+        """L0, fvu (centred, global) and the share of features that are never active, over held-out raw activations."""
+        tokens, active, wrong, total, square = 0, 0.0, 0.0, 0.0, 0.0
+        fired = torch.zeros(len(self.norms), dtype=torch.float64, device=self.device)
+        for x, y in batches:
+            work = self._work(x, y)
+            g = self._inferred(work)
+            self.team.over_features(g.active)
+            tokens, active, wrong = tokens + len(x), active + float(g.active), wrong + float(g.losses["error"])
+            fired += g.fired.double()
+            exact = work.y.double()
+            total, square = total + exact.sum(0), square + float(exact.square().sum())
+        if not tokens:
+            raise BadInput("There are no held-out tokens to validate on.")
+        spread = square - float(torch.as_tensor(total).square().sum()) / tokens
+        silent = self._everywhere(int((fired == 0).sum())) / self.d_hidden
+        return {"l0": active / tokens, "fvu": wrong / spread, "silent": silent}
+
+    def _inferred(self, work: Work) -> Gradient:
+        """As the finished SAE will do it: batchtopk by its threshold."""
+        if self.spec.objective != "batchtopk":
+            return OBJECTIVE[self.spec.objective](work)
+        return chosen(work, work.above(torch.full_like(self.norms, self.threshold)), 0.0)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+        """Set batchtopk's threshold to where L0 over these held-out tokens is the one that was asked for."""
+        if self.spec.objective != "batchtopk":
+            return
+        found, tokens = [], 0
+        for x, y in batches:
+            work = self._work(x, y)
+            pairs, _ = self.team.strongest_of_all(work, round(2 * self.spec.l0 * work.tokens))
+            found.append(pairs.pre.clone())
+            tokens += work.tokens
+        if tokens:
+            self.threshold = BELOW * self.team.nth(torch.cat(found), round(self.spec.l0 * tokens))
+
+    def use_average(self) -> None:
+        """Go on with the average of the weights, where one was kept."""
+        for name, average in self.average.items():
+            self.weights[name].copy_(average)
+        self.norms = self.weights["W_dec"].norm(dim=-1)
+        self._rounded = self.weights["W_enc"].to(self.product)
+
+    def sae(self, **about: Any) -> SparseAutoEncoder:
+        """The SAE as it is now, for raw activations. about: more words of its config."""
+        weights = {n: w if n == "b_dec" else self.team.all_features(w) for n, w in self.weights.items()}
+        k = int(self.spec.l0) if self.spec.objective == "topk" else None
+        config = SaeConfig(self.read.centre.shape[0], self.d_hidden, self.spec.objective, k, **about)
+        return finished(weights, self.spec, config, self.read, self.written, self.threshold)
+
+    # ── stopping and going on ────────────────────────────────────────────────────────────────────────────────────
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that changes, and the frame."""
+        out = {f"weights.{name}": w for name, w in self.weights.items()}
+        for group in ("mean", "square", "average"):
+            out |= {f"{group}.{name}": w for name, w in getattr(self, group).items()}
+        return out | {"norms": self.norms, "since": self.since, "random": self.random.get_state()}
+
+    def facts(self) -> dict[str, Any]:
+        """The rest of it, as JSON."""
+        names = ("steps", "revived", "bound", "threshold")
+        return {**{name: getattr(self, name) for name in names}, "sparsity": self.sparsity.facts()}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Go on from what tensors() and facts() gave; the sample that it began with was the same."""
+        for name, tensor in tensors.items():
+            group, _, which = name.partition(".")
+            if which:
+                getattr(self, group)[which].copy_(tensor)
+        self.norms, self.since = tensors["norms"].to(self.device).clone(), tensors["since"].to(self.device).clone()
+        self.random.set_state(tensors["random"])
+        self._rounded = self.weights["W_enc"].to(self.product)
+        self.sparsity = Sparsity(self.spec, **facts["sparsity"])
+        for name in ("steps", "revived", "bound", "threshold"):
+            setattr(self, name, facts[name])
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; without them it is slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

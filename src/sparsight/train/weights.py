@@ -1,0 +1,130 @@
+"""The numbers that are trained, and how they begin and end.
+
+Training sees inputs that are centred and scaled, x' = (x − centre) / size, so that all settings mean the same on every
+model. In the end both are folded into the weights: the saved SAE reads and writes raw activations.
+
+    W_enc / size        b_enc − W_enc · centre / size        size_out · W_dec        size_out · b_dec + centre_out
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparsight.errors import BadInput
+from sparsight.sae.sae import SaeConfig, SparseAutoEncoder
+from sparsight.train.spec import TrainSpec
+
+MATRICES = ("W_enc", "W_dec")
+BEGIN = 4.0  # so many times the L0 in the end is the L0 at the beginning
+SAMPLE = 2**27  # pre-activations of a sample that are computed at once, at most
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where inputs lie: the geometric median, and the root of the median square distance from it, per dimension."""
+
+    centre: Float[Tensor, " d"]
+    size: float
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "token d"]) -> Frame:
+        """Robust: a few tokens of enormous norm move neither. Raises BadInput where all tokens are the same."""
+        x = x.double()
+        centre = geometric_median(x)
+        size = float(((x - centre).square().sum(-1).median() / x.shape[1]).sqrt())
+        if not 0 < size < float("inf"):
+            raise BadInput(f"The activations do not differ, or are not finite: their size is {size}.")
+        return cls(centre.float(), size)
+
+    def inside(self, x: Float[Tensor, "token d"], dtype: torch.dtype) -> Float[Tensor, "token d"]:
+        """Raw activations as training sees them."""
+        return (x.to(dtype) - self.centre.to(dtype)).div_(self.size)
+
+
+def geometric_median(x: Float[Tensor, "token d"], rounds: int = 50) -> Float[Tensor, " d"]:
+    """The point with the least sum of distances to all tokens (Weiszfeld's algorithm)."""
+    centre = x.mean(0)
+    for _ in range(rounds):
+        weight = 1 / (x - centre).norm(dim=-1).clamp_min(1e-12)
+        moved = (weight / weight.sum()) @ x
+        done = (moved - centre).norm() <= 1e-6 * moved.norm()
+        centre = moved
+        if done:
+            break
+    return centre
+
+
+def beginning(
+    spec: TrainSpec,
+    d_hidden: int,
+    x: Float[Tensor, "token d_in"],
+    y: Float[Tensor, "token d_out"],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Weights to begin with, from a sample of inputs and targets in their frames.
+
+    Decoder rows are random directions, the encoder their transpose. A transcoder's decoder row is the mean target
+    where the feature is active. Thresholds (biases, for relu and gated) are set such that every feature is active on
+    the same share of the sample: a few times as often as in the end.
+    """
+    d_in, d_out, dtype = x.shape[1], y.shape[1], x.dtype
+    rows = torch.randn(d_hidden, d_in, generator=generator, dtype=torch.float64).to(x.device, dtype)
+    w = {"W_enc": rows / rows.norm(dim=-1, keepdim=True)}
+    active = max(int(min(BEGIN * spec.l0 / d_hidden, 0.5) * len(x)), 1)
+    levels, out = [], []
+    for part in w["W_enc"].split(max(SAMPLE // len(x), 1)):
+        pre = part @ x.T
+        level = pre.topk(active, dim=1).values[:, -1]
+        levels.append(level)
+        if d_out != d_in or spec.hook_point_out is not None:
+            out.append(torch.relu(pre - level[:, None]) @ y)
+    level = torch.cat(levels)
+    w["W_dec"] = torch.cat(out) if out else w["W_enc"].clone()
+    w["W_dec"] /= w["W_dec"].norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    w["b_enc"], w["b_dec"] = torch.zeros_like(level), y.new_zeros(d_out)
+    if spec.objective == "relu":
+        w["b_enc"] = -level
+    if spec.objective == "jumprelu":
+        w["log_threshold"] = level.clamp_min(1e-3).log()
+    if spec.objective == "gated":
+        w["b_enc"] = -level
+        w["r_mag"], w["b_mag"] = torch.zeros_like(level), torch.zeros_like(level)
+    return w
+
+
+def unit(spec: TrainSpec, weights: dict[str, Tensor]) -> float:
+    """The natural unit of a penalty's coefficient: what a feature at its first threshold takes off the error, for each
+    unit of its activation (relu, gated), or for being active (jumprelu)."""
+    if spec.objective == "jumprelu":
+        return float(weights["log_threshold"].exp().median()) ** 2
+    return float(weights["b_enc"].abs().median()) or 1.0
+
+
+def finished(
+    weights: dict[str, Tensor], spec: TrainSpec, config: SaeConfig, read: Frame, written: Frame, threshold: float
+) -> SparseAutoEncoder:
+    """The SAE that reads and writes raw activations. Rows of a decoder without a fixed norm get norm 1, their features
+    the difference: what it computes is the same. threshold: of batchtopk, in the frame."""
+    w = {name: tensor.detach().double() for name, tensor in weights.items()}
+    out = {
+        "W_enc": w["W_enc"] / read.size,
+        "b_enc": w["b_enc"] - w["W_enc"] @ read.centre.double() / read.size,
+        "W_dec": w["W_dec"] * written.size,
+        "b_dec": w["b_dec"] * written.size + written.centre.double(),
+    }
+    norm = out["W_dec"].norm(dim=-1)
+    norm = torch.where(norm > 0, norm, 1)  # features count how far they move the output: in its units
+    if spec.objective == "jumprelu":
+        out["threshold"] = w["log_threshold"].exp() * norm
+    if spec.objective == "batchtopk":
+        out["threshold"] = threshold * norm
+    if spec.objective == "gated":  # magnitude = exp(r) · (pre − b_enc) + b_mag: what b_enc took in, b_mag takes in too
+        shift = out["b_enc"] - w["b_enc"]
+        out["r_mag"], out["b_mag"] = w["r_mag"], (w["b_mag"] + w["r_mag"].exp() * shift) * norm
+    out["W_enc"], out["b_enc"] = out["W_enc"] * norm[:, None], out["b_enc"] * norm
+    out["W_dec"] = out["W_dec"] / norm[:, None]
+    return SparseAutoEncoder.from_tensors(config, {name: tensor.float() for name, tensor in out.items()})

@@ -1,0 +1,399 @@
+"""Training: an SAE from a store of activations, at the L0 that was asked for, and a run that is never lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from conftest import HOOK
+
+from sparsight.errors import BadInput, DiskFull, Diverged, Mismatch
+from sparsight.sae.files import load_sae
+from sparsight.shards.manifest import Manifest
+from sparsight.shards.shards import Shards
+from sparsight.shards.writer import ShardWriter
+from sparsight.train import checkpoint
+from sparsight.train.log import read as read_log
+from sparsight.train.objective import OBJECTIVE
+from sparsight.train.parallel import Team
+from sparsight.train.run import train
+from sparsight.train.spec import PENALISED, TrainSpec
+from sparsight.train.trainer import Trainer
+from sparsight.train.weights import Frame, geometric_median
+
+D, TRUE, L0 = 16, 24, 3.0
+OUT = "model.layers.9"
+QUICK = {"d_hidden": 32, "l0": L0, "batch": 256, "lr": 3e-3, "validation": 1024, "start": 4096, "validate": 3}
+
+
+def directions() -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(TRUE, D, generator=torch.Generator().manual_seed(5)))
+
+
+def activations(rows: int, seed: int = 0) -> torch.Tensor:
+    """Sums of a few true features of 24, far from the origin and of odd size, as a model's are."""
+    g = torch.Generator().manual_seed(seed)
+    active = torch.rand(rows, TRUE, generator=g) < L0 / TRUE
+    magnitudes = active * (torch.rand(rows, TRUE, generator=g) + 0.5)
+    return magnitudes @ directions() * 7 + torch.linspace(-20, 30, D)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    path, rows = tmp_path_factory.mktemp("store"), 20_000
+    x = activations(rows)
+    about = Manifest(model="tests/toy", hook_points={HOOK: D, OUT: D + 2}, corpus="toy", dtype="float16")
+    with ShardWriter(path, about) as writer:
+        zeros = torch.zeros(rows, dtype=torch.int64)
+        y = torch.cat([x.flip(1), x[:, :2]], 1)
+        writer.append({HOOK: x, OUT: y}, zeros, zeros + 64, torch.arange(rows) // 10)
+    return path
+
+
+def spec(**changes) -> TrainSpec:
+    return TrainSpec(**{"hook_point": HOOK, "tokens": 30_000, **QUICK, **changes})
+
+
+def figures(sae) -> dict:
+    return sae.config.notes["held_out"]
+
+
+def quality(sae, x: torch.Tensor) -> tuple[float, float]:
+    """(L0, fvu) of an SAE on raw activations, densely, in float64."""
+    sae = sae.moved("cpu", torch.float64)
+    x_hat, f = sae(x.double())
+    wrong = (x_hat - x).square().sum() / (x.double() - x.double().mean(0)).square().sum()
+    return float((f > 0).sum(-1).double().mean()), float(wrong)
+
+
+# ── what comes out ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE)
+def test_an_sae_of_each_kind_finds_the_true_features_at_the_l0_asked_for(objective, store, tmp_path):
+    (made,) = train(store, spec(objective=objective, tokens=300_000, validation=4096), tmp_path / "run")
+    sae = load_sae(tmp_path / "run")
+    assert sae.fingerprint == made.fingerprint
+    assert (sae.config.hook_point, sae.config.model, sae.config.activation) == (HOOK, "tests/toy", objective)
+    l0, fvu = quality(sae, activations(4000, seed=9))
+    assert l0 == pytest.approx(L0, rel=0.05 if objective != "topk" else 0.1)
+    assert fvu < (0.5 if objective == "relu" else 0.25), "an L1 penalty shrinks what it keeps"
+    assert figures(sae)["fvu"] == pytest.approx(fvu, abs=0.03)
+    found = (directions() @ sae.W_dec.T).max(dim=1).values
+    assert found.mean() > 0.93
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(32))
+    assert (sae.scale > 0).float().mean() > 0.5
+
+
+def test_matryoshka_groups_each_reconstruct(store, tmp_path):
+    (sae,) = train(store, spec(objective="batchtopk", groups=(8, 32), tokens=150_000), tmp_path / "run")
+    x = activations(2000, seed=9)
+    f = sae.encode(x)
+    first = f.clone()
+    first[:, 8:] = 0
+    spread = (x - x.mean(0)).square().sum()
+    errors = [float((sae.decode(part) - x).square().sum() / spread) for part in (first, f)]
+    assert errors[1] < errors[0] < 0.9, "eight features alone say something; all say more"
+
+
+def test_the_penalty_finds_its_coefficient_from_any_sane_start(store, tmp_path):
+    for start in (0.1, 1.0, 10.0):
+        run = tmp_path / str(start)
+        (sae,) = train(store, spec(coefficient=start, tokens=400_000, validation=8192), run)
+        assert quality(sae, activations(8000, seed=9))[0] == pytest.approx(L0, rel=0.03)
+        ends = [line["coefficient"] for line in read_log(run) if "coefficient" in line]
+        assert 1 < ends[-1] < 5, "and it is the same one"
+
+
+def test_several_saes_come_of_one_reading(store, tmp_path):
+    specs = [spec(l0=2.0, objective="topk"), spec(l0=4.0, objective="topk"), spec(tokens=20_000)]
+    together = train(store, specs, tmp_path / "all")
+    folders = sorted(path.name for path in (tmp_path / "all").iterdir() if path.is_dir())
+    assert len(folders) == 3
+    for one, asked in zip(together, specs, strict=True):
+        (alone,) = train(store, asked, tmp_path / f"alone-{asked.l0}-{asked.objective}")
+        assert alone.fingerprint == one.fingerprint
+    assert load_sae(tmp_path / "all" / folders[0]).fingerprint in {sae.fingerprint for sae in together}
+
+
+def test_the_bf16_product_costs_no_quality(store, tmp_path):
+    errors = []
+    for product in ("float32", "bfloat16"):
+        (sae,) = train(store, spec(objective="topk", product=product, tokens=150_000), tmp_path / product)
+        errors.append(figures(sae)["fvu"])
+    assert errors[1] == pytest.approx(errors[0], abs=0.02)
+
+
+def test_dead_features_come_back(store, tmp_path):
+    dead = {}
+    for revive in (0, 10_000):
+        asked = spec(d_hidden=64, tokens=200_000, dead=10_000, revive=revive, aux=0.0, objective="batchtopk", seed=3)
+        sample = activations(4096)
+        trainer = Trainer(asked, sample)
+        trainer.weights["b_enc"][:40] = -50  # as good as dead, and nothing teaches them
+        for step in range(asked.steps):
+            trainer.step(activations(256, seed=step + 1))
+        dead[revive] = trainer.dead
+    assert dead[0] >= 40
+    assert dead[10_000] <= 3
+
+
+def test_the_average_of_the_weights_is_what_is_saved(store, tmp_path):
+    (plain,) = train(store, spec(), tmp_path / "plain")
+    (average,) = train(store, spec(ema=0.9), tmp_path / "ema")
+    assert plain.fingerprint != average.fingerprint
+    assert figures(average)["fvu"] < 1
+
+
+def test_clipping_bounds_the_step():
+    sample = activations(2048)
+    one, other = Trainer(spec(), sample), Trainer(spec(clip=1e-9), sample)
+    for trainer in (one, other):
+        trainer.step(activations(256, seed=1))
+    assert one.mean["W_enc"].norm() > 1e-3
+    assert 0 < other.mean["W_enc"].norm() < 1e-9
+
+
+# ── the frame ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_few_enormous_tokens_do_not_move_the_frame():
+    x = activations(2000)
+    far = x.clone()
+    far[:20] *= 1000
+    one, other = Frame.of(x), Frame.of(far)
+    assert other.size == pytest.approx(one.size, rel=0.05)
+    assert (one.centre - other.centre).norm() < 0.1 * one.size * D**0.5
+    assert (far.mean(0) - one.centre).norm() > 10 * one.size, "the mean is moved far"
+
+
+def test_the_geometric_median_has_the_least_sum_of_distances():
+    x = torch.randn(300, 5, dtype=torch.float64) ** 3
+    centre = geometric_median(x)
+    least = (x - centre).norm(dim=1).sum()
+    for _ in range(50):
+        assert (x - centre - 0.05 * torch.randn(5, dtype=torch.float64)).norm(dim=1).sum() > least
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE)
+def test_the_finished_sae_computes_what_was_trained(objective):
+    """Centre, size and decoder norms are folded away: raw activations in, the same reconstruction out."""
+    sample = activations(2048).double()
+    asked = spec(objective=objective, l0=3, product="float32")
+    trainer = Trainer(asked, sample, dtype=torch.float64)
+    for step in range(30):
+        trainer.step(activations(256, seed=step).double())
+    x = activations(500, seed=99).double()
+    trainer.calibrate([(x, None)])
+    sae = trainer.sae().moved("cpu", torch.float64)
+    work = trainer._work(x, None)
+    g = trainer._inferred(work)
+    x_hat, f = sae(x)
+    inside = (x_hat - trainer.read.centre) / trainer.read.size
+    torch.testing.assert_close(inside - work.y, g.err[-1], rtol=1e-3, atol=1e-4)
+    assert int((f > 0).sum()) == pytest.approx(int(g.active), abs=2)
+
+
+# ── never losing a run ───────────────────────────────────────────────────────────────────────────────────────────
+
+RUN = """
+import sys
+from sparsight.train.run import train
+from sparsight.train.spec import TrainSpec
+store, to, objective = sys.argv[1:]
+train(store, TrainSpec(hook_point="model.layers.2", objective=objective, tokens=60_000, checkpoint=0.0, dead=5_000,
+    d_hidden=32, l0=3.0, batch=256, lr=3e-3, validation=512, start=1024, validate=3), to)
+"""
+
+
+def test_a_run_killed_again_and_again_ends_with_the_very_same_sae(store, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+    def start(to):
+        return subprocess.Popen([sys.executable, "-c", RUN, str(store), str(to), "relu"], env=environment)
+
+    whole = start(tmp_path / "whole")
+    kills = 0
+    for share in (0.15, 0.5, 0.85):
+        process = start(tmp_path / "killed")
+        while process.poll() is None:
+            steps = [int(p.name.split("-")[1]) for p in (tmp_path / "killed").glob("checkpoint-*.safetensors")]
+            if steps and max(steps) > share * 234:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                process.wait()
+            time.sleep(0.002)
+    assert kills == 3
+    assert start(tmp_path / "killed").wait() == 0
+    assert whole.wait() == 0
+    one, other = ((tmp_path / name / "sae.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert one == other
+    held_out = [[ln for ln in read_log(tmp_path / n) if "held_out" in ln] for n in ("whole", "killed")]
+    assert held_out[0] == held_out[1]
+    left = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert left == {"sae.json", "sae.safetensors", "train.json", "log.jsonl"}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE)
+def test_going_on_from_any_checkpoint_changes_no_bit(objective):
+    sample = activations(2048)
+    asked = spec(objective=objective, tokens=256 * 40, dead=1500, ema=0.99 if objective == "relu" else None)
+    whole = Trainer(asked, sample)
+    kept = None
+    for step in range(40):
+        if step == 17:
+            kept = {name: tensor.clone() for name, tensor in whole.tensors().items()}, json.dumps(whole.facts())
+        whole.step(activations(256, seed=step))
+    again = Trainer(asked, sample)
+    again.restore(kept[0], json.loads(kept[1]))
+    for step in range(17, 40):
+        again.step(activations(256, seed=step))
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, again.tensors()[name]), name
+
+
+def test_a_run_that_is_done_is_read_and_another_is_refused(store, tmp_path):
+    (one,) = train(store, spec(), tmp_path / "run")
+    before = (tmp_path / "run" / "sae.safetensors").stat().st_mtime_ns
+    (again,) = train(store, spec(), tmp_path / "run")
+    assert again.fingerprint == one.fingerprint
+    assert (tmp_path / "run" / "sae.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(Mismatch, match=r"lr 0\.003 there, 0\.001 here.*another folder"):
+        train(store, spec(lr=1e-3), tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(store, tmp_path, monkeypatch):
+    real, count = Trainer.step, []
+
+    def poisoned(trainer, x, y=None):
+        count.append(1)
+        return real(trainer, x * torch.nan if len(count) == 50 else x, y)
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    with pytest.raises(Diverged, match=r"no number at step 50\. The checkpoint of step 49 in .* is good: lower lr"):
+        train(store, spec(checkpoint=0.0), tmp_path / "run")
+    tensors, facts = checkpoint.read(tmp_path / "run", Team(), 49)
+    assert facts["trainers"][0]["steps"] == 49
+    assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
+    monkeypatch.setattr(Trainer, "step", real)
+    (sae,) = train(store, spec(checkpoint=0.0), tmp_path / "run")
+    assert figures(sae)["fvu"] < 1
+
+
+def test_a_full_disk_is_an_error_and_keeps_the_checkpoint_before(store, tmp_path, monkeypatch):
+    real, count = checkpoint.save_file, []
+
+    def full(tensors, path, metadata):
+        count.append(1)
+        if len(count) == 5:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(DiskFull, match=r"the checkpoint of step 4 is whole; make room"):
+        train(store, spec(checkpoint=0.0), tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.part")) == []
+    assert checkpoint.newest(tmp_path / "run", Team()) == 4
+
+
+def test_a_damaged_checkpoint_is_named(store, tmp_path):
+    folder = tmp_path
+    checkpoint.write(folder, Team(), 3, {"0.a": torch.ones(3)}, {"position": None, "trainers": []})
+    path = next(folder.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(Exception, match=f"Cannot go on from '{path}'"):
+        checkpoint.read(folder, Team(), 3)
+
+
+# ── more than one process ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def member(rank: int, world: int, features: int, port: int, folder: str) -> None:
+    """One process of a team: it trains on its part of the same batches, and leaves what it holds."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    team = Team.from_environment(torch.device("cpu"), features)
+    rows = 256 // team.data
+    mine = slice(team.data_rank * rows, (team.data_rank + 1) * rows)
+    for objective in OBJECTIVE:
+        trainer = Trainer(team_spec(objective), activations(2048).double(), team=team, dtype=torch.float64)
+        told = [trainer.step(activations(256, seed=step).double()[mine]) for step in range(25)]
+        found = {"sae": trainer.sae().state_dict(), "told": told[-1], "dead": trainer.dead}
+        torch.save(found, f"{folder}/{objective}-{rank}.pt")
+
+
+def team_spec(objective: str) -> TrainSpec:
+    groups = (8, 32) if objective == "batchtopk" else ()
+    clip = 0.05 if objective == "gated" else None
+    return spec(objective=objective, tokens=256 * 25, dead=1024, clip=clip, groups=groups, product="float32")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return made.getsockname()[1]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["data parallel", "feature sharded"])
+def trained_by_two(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(member, (2, request.param, free_port(), str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE)
+def test_two_processes_train_what_one_does(objective, trained_by_two):
+    alone = Trainer(team_spec(objective), activations(2048).double(), dtype=torch.float64)
+    told = [alone.step(activations(256, seed=step).double()) for step in range(25)]
+    for rank in range(2):
+        found = torch.load(trained_by_two / f"{objective}-{rank}.pt", weights_only=True)
+        assert found["told"] == pytest.approx(told[-1], rel=1e-6)
+        assert found["dead"] == alone.dead
+        for name, tensor in alone.sae().state_dict().items():
+            torch.testing.assert_close(
+                found["sae"][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n} {m}"
+            )
+
+
+# ── what cannot be ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": "relo"}, "objective is one of: relu, jumprelu"),
+        ({"l0": 0}, "l0 is a number above 0"),
+        ({"l0": 40.0}, "l0 is 40; this SAE has 32 features"),
+        ({"lr": float("nan")}, "lr must be a finite number"),
+        ({"groups": (8, 4)}, "groups is whole numbers above 0, each larger"),
+        ({"groups": (8, 16)}, "The last of the groups holds all features: 32, not 16"),
+        ({"tokens": 10}, "tokens is one batch"),
+        ({"warmup": 0.9, "decay": 0.5}, "at most 1 together"),
+        ({"hook_point": "model.layers.7"}, "No activations of 'model.layers.7': these are of model.layers.2, "),
+        ({"hook_point": None}, "Say which hook point is read"),
+        ({"batch": True}, "batch is a whole number"),
+        ({"ema": 1.0}, "ema is a number from 0 to below 1"),
+    ],
+)
+def test_a_spec_that_cannot_be_says_what_is_wrong(changes, said, store, tmp_path):
+    with pytest.raises(BadInput, match=said):
+        train(store, spec(**changes), tmp_path / "run")
+
+
+def test_every_knob_says_what_it_means():
+    assert all(TrainSpec.knobs().values())
+    assert set(PENALISED) < set(OBJECTIVE)
+
+
+def test_a_store_too_small_for_a_batch_says_so(store, tmp_path):
+    with pytest.raises(BadInput, match="fewer than a batch"):
+        train(Shards(store), spec(batch=100_000, tokens=100_000), tmp_path / "run")

@@ -1,0 +1,99 @@
+"""Compiled for the processor or in torch's operators: the sparse parts of a step give the same."""
+
+import builtins
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsight.train.kernels import kernels
+from sparsight.train.pairs import More
+from sparsight.train.plain import Plain
+
+PLAIN, COMPILED = Plain(), kernels(torch.device("cpu"))
+
+
+@st.composite
+def shapes(draw):
+    rows, d_in, d_out, features = (draw(st.integers(1, most)) for most in (9, 11, 7, 30))
+    ends = sorted(draw(st.sets(st.integers(1, features), max_size=3)) | {features})
+    return rows, d_in, d_out, features, ends, draw(st.integers(0, 2**31))
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), st.sampled_from([torch.float32, torch.float64]))
+def test_both_backends_do_a_whole_step_alike(shape, dtype):
+    rows, d_in, d_out, features, ends, seed = shape
+    g = torch.Generator().manual_seed(seed)
+
+    def random(*size):
+        return torch.randn(*size, generator=g, dtype=dtype)
+
+    pre, bias, least = random(rows, features), random(features), random(features)
+    x, y, b_dec, ends = random(rows, d_in), random(rows, d_out), random(d_out), torch.tensor(ends, dtype=torch.int32)
+    some = torch.randperm(features, generator=g)[: features // 3]
+    more = More(some, random(len(some), d_in), random(len(some), d_out))
+    rows_of = [random(features, d) for d in (d_in, d_in, d_out, d_out)]
+    weight = torch.nn.functional.normalize(random(features, d_out))
+    hyper, pull = torch.tensor([0.01, 0.9, 0.99, 1e-8, 1.5], dtype=dtype), random(features)
+
+    def whole(do, unit):
+        pairs = do.above(pre, bias, least)
+        err, latent, losses = do.decode(pairs, pairs.pre, weight, b_dec, y, ends)
+        columns = do.columns(pairs, features)
+        encoder = random_like(rows_of[0]), rows_of[0].clone(), rows_of[1].square()
+        decoder = weight.clone(), rows_of[2].clone(), rows_of[3].square()
+        given = (columns, latent, pairs.pre, x, err, ends, more)
+        norms = do.step(*given, encoder, decoder, hyper, pull, unit)
+        parts = (pairs.offsets, pairs.features, columns.starts, columns.rows, columns.places)
+        floats = (pairs.pre, err, latent, losses, do.sums(columns, latent), *encoder, *decoder, norms)
+        return parts, floats, do.gradients(*given)
+
+    def random_like(tensor):
+        return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+    for unit in (False, True):
+        (a, u, p), (b, v, q) = whole(PLAIN, unit), whole(COMPILED, unit)
+        for one, other in zip(a, b, strict=True):
+            assert torch.equal(one, other)
+        close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
+        for one, other in zip((*u, *p), (*v, *q), strict=True):
+            torch.testing.assert_close(one.to(dtype), other.to(dtype), **close)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), st.integers(1, 12), st.floats(-1, 3))
+def test_the_strongest_are_the_strongest_whatever_the_guess_at_the_bound(shape, k, bound):
+    rows, _, _, features, _, seed = shape
+    pre = torch.randn(rows, features, generator=torch.Generator().manual_seed(seed)).mul(4).round().div(4)  # many equal
+    bias = torch.zeros(features)
+    values, _ = pre.clamp_min(0).sort(dim=1, descending=True)
+    for do in (PLAIN, COMPILED):
+        pairs, bounds = do.strongest(do.candidates(pre, bias, k, bound), k)
+        for row in range(rows):
+            found = pairs.pre[pairs.offsets[row] : pairs.offsets[row + 1]]
+            wanted = values[row, :k]
+            assert torch.equal(found.sort(descending=True).values, wanted[wanted > 0])
+            assert bounds[row] == 0 or bounds[row] == wanted[-1]
+        assert (pre[pairs.rows, pairs.features.long()] == pairs.pre).all()
+
+
+def test_pre_activations_in_bfloat16_are_read_as_they_are():
+    pre, bias, least = torch.randn(40, 70).bfloat16(), torch.randn(70), torch.randn(70)
+    one, other = PLAIN.above(pre, bias, least), COMPILED.above(pre, bias, least)
+    assert torch.equal(one.features, other.features)
+    assert torch.equal(one.pre, other.pre)
+
+
+def test_without_numba_it_says_that_it_is_slow(monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *args, **options):
+        if name == "sparsight.train" and "compiled" in (args[2] or ()):
+            raise ImportError("No module named 'numba'")
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.warns(UserWarning, match=r"Numba is not installed: .* 'sparsight\[train\]'"):
+        assert kernels(torch.device("cpu")).name == "torch"

@@ -1,0 +1,109 @@
+"""The gradient of every objective, pair by pair, is the one that autograd finds when everything is dense."""
+
+import pytest
+import torch
+
+from sparsight.train.kernels import kernels
+from sparsight.train.objective import OBJECTIVE, Work
+from sparsight.train.parallel import Team
+from sparsight.train.plain import Plain
+from sparsight.train.spec import TrainSpec
+
+ROWS, D_IN, D_OUT, FEATURES = 23, 11, 13, 48
+DOUBLE = {"dtype": torch.float64}
+BACKENDS = [Plain(), kernels(torch.device("cpu"))]
+
+
+class Step(torch.autograd.Function):
+    """H(pre − θ), whose slope by both is that of a rectangle of width ε: as in objective.py."""
+
+    @staticmethod
+    def forward(ctx, pre, theta, width):
+        ctx.save_for_backward(pre, theta)
+        ctx.width = width
+        return (pre > theta).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        pre, theta = ctx.saved_tensors
+        window = ((pre - theta).abs() < ctx.width / 2).to(g.dtype) / ctx.width
+        return None, -(g * window).sum(0), None
+
+
+def weights(objective, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    made = {
+        "W_enc": torch.randn(FEATURES, D_IN, generator=g, **DOUBLE) / D_IN**0.5,
+        "b_enc": torch.randn(FEATURES, generator=g, **DOUBLE) * 0.2,
+        "W_dec": torch.randn(FEATURES, D_OUT, generator=g, **DOUBLE),
+        "b_dec": torch.randn(D_OUT, generator=g, **DOUBLE),
+    }
+    if objective != "relu":
+        made["W_dec"] /= made["W_dec"].norm(dim=-1, keepdim=True)
+    if objective == "jumprelu":
+        made["log_threshold"] = torch.randn(FEATURES, generator=g, **DOUBLE) * 0.3 - 1
+    if objective == "gated":
+        made["r_mag"] = torch.randn(FEATURES, generator=g, **DOUBLE) * 0.2
+        made["b_mag"] = torch.randn(FEATURES, generator=g, **DOUBLE) * 0.2
+    return made, torch.randn(ROWS, D_IN, generator=g, **DOUBLE), torch.randn(ROWS, D_OUT, generator=g, **DOUBLE)
+
+
+def dense_loss(spec, w, x, y, coefficient, ends, dead):
+    """The objectives as they are written in objective.py, dense."""
+    pre = x @ w["W_enc"].T + w["b_enc"]
+    penalty = 0.0
+    decoder, share = w["W_dec"], 1 / (len(x) * len(ends))
+
+    def error(f, W=decoder, b=w["b_dec"]):
+        return share * sum((f[:, :end] @ W[:end] + b - y).square().sum() for end in ends)
+
+    if spec.objective == "relu":
+        f = torch.relu(pre)
+        penalty = (f * decoder.norm(dim=-1)).sum()
+    elif spec.objective == "jumprelu":
+        step = Step.apply(pre, w["log_threshold"].exp(), spec.bandwidth)
+        theta = w["log_threshold"].exp().detach()
+        f = pre * step.detach() + theta * (step - step.detach())  # the paper's slope by θ: that of pre at the jump
+        penalty = step.sum()
+    elif spec.objective == "gated":
+        gate = torch.relu(pre)
+        f = torch.relu(w["r_mag"].exp() * (x @ w["W_enc"].T) + w["b_mag"]) * (gate > 0)
+        penalty = (gate * decoder.norm(dim=-1).detach()).sum()
+        penalty = penalty * coefficient / len(x) + error(gate, decoder.detach(), w["b_dec"].detach())
+        return error(f) + penalty
+    else:
+        flat = pre if spec.objective == "topk" else pre.flatten()[None]
+        k = int(spec.l0) if spec.objective == "topk" else round(spec.l0 * len(x))
+        kept = torch.zeros_like(flat).scatter(1, flat.topk(k).indices, 1.0).reshape(pre.shape)
+        f = torch.relu(pre) * kept
+        if len(dead):
+            left = (y - f @ decoder - w["b_dec"]).detach()
+            values, at = pre[:, dead].topk(min(spec.aux_k, len(dead)))
+            made = torch.zeros_like(pre[:, dead]).scatter(1, at, values) @ decoder[dead]
+            penalty = spec.aux * (made - left).square().sum() / len(x)
+        return error(f) + penalty
+    return error(f) + coefficient * penalty / len(x)
+
+
+@pytest.mark.parametrize("do", BACKENDS, ids=lambda do: do.name)
+@pytest.mark.parametrize("groups", [(FEATURES,), (5, 20, FEATURES)], ids=["plain", "matryoshka"])
+@pytest.mark.parametrize("objective", OBJECTIVE)
+def test_the_gradient_over_pairs_is_the_dense_one(objective, groups, do):
+    spec = TrainSpec(objective=objective, l0=6.0, groups=groups, aux_k=3, bandwidth=0.5, batch=ROWS, tokens=ROWS)
+    w, x, y = weights(objective)
+    dead = torch.tensor([2, 7, 19, 30, 41]) if objective in ("topk", "batchtopk") else torch.tensor([], dtype=int)
+    w["b_enc"][dead] -= 9  # never active, and below zero wherever they are looked at
+    ends, pre = torch.tensor(groups, dtype=torch.int32), x @ w["W_enc"].T
+    norms = w["W_dec"].norm(dim=-1)
+    work = Work(spec, do, Team(), w, norms, ends, x, y, pre, ROWS, 0.7, dead, len(dead), bound=0.1)
+    g = OBJECTIVE[objective](work)
+    enc, dec = do.gradients(g.columns, g.enc, g.dec, x, g.err, ends, g.more)
+    found = {"W_enc": enc, "W_dec": dec + g.pull[:, None] * w["W_dec"], **g.vectors}
+
+    asked = {name: tensor.clone().requires_grad_() for name, tensor in w.items()}
+    dense_loss(spec, asked, x, y, 0.7, groups, dead).backward()
+    for name, tensor in asked.items():
+        torch.testing.assert_close(found[name], tensor.grad, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+        assert tensor.grad.abs().sum() > 0, f"nothing was compared at {name}"
+    if len(dead):
+        assert (asked["W_enc"].grad[dead].abs().sum(-1) > 0).any(), "dead features are taught"
