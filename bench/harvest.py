@@ -5,10 +5,11 @@
 The embedded demo reads chats, up to the output of its fourth layer of six. The base is the model cut off after that
 layer, run by itself on the same tokens in full blocks without padding: the least that anybody can do. `stream` reads
 files, applies the template, tokenises, packs, runs, and gives the rows of kept tokens without outliers, whose limit was
-measured before; `harvest` puts them into a store with checksums (no limit is measured there, since a short run would
-consist of that). SAELens has the same chats and no shuffling to do, over each kind of model that it takes: its default,
-TransformerLens' HookedTransformer; TransformerLens' bridge; and the Hugging Face model itself. All of them end the pass
-at the layer. Times are per 1,000 tokens whose activations come out.
+measured before; `harvest` puts them into a store with checksums. It measures no limit here, and estimates no number of
+tokens: each is done once, on a part of the corpus, and a run as short as this would consist of that. SAELens has the
+same chats and no shuffling to do, over each kind of model that it takes: its default, TransformerLens'
+HookedTransformer; TransformerLens' bridge; and the Hugging Face model itself. All end the pass at the layer. Times are
+per 1,000 tokens whose activations come out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import torch
 
 import sparsight
 from sparsight.corpus import CorpusSpec, read
-from sparsight.harvest.harvest import harvest
+from sparsight.harvest.harvest import expected, harvest
 from sparsight.harvest.spec import KINDS, HarvestSpec
 from sparsight.harvest.stream import stream
 from sparsight.lm.lm import ObservableLanguageModel
@@ -71,9 +72,9 @@ def ours(lm: ObservableLanguageModel, corpus: CorpusSpec, spec: HarvestSpec) -> 
     return lambda: sum(len(piece["ids"]) for _, piece in stream(lm, corpus, spec, begin))
 
 
-def to_disk(lm: ObservableLanguageModel, corpus: CorpusSpec) -> int:
+def to_disk(lm: ObservableLanguageModel, corpus: CorpusSpec, tokens: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        spec = HarvestSpec((POINT,), keep=KINDS, outlier=0, pass_tokens=PASS)
+        spec = HarvestSpec((POINT,), keep=KINDS, outlier=0, tokens=tokens, pass_tokens=PASS)
         return harvest(lm, corpus, spec, folder).tokens
 
 
@@ -125,15 +126,17 @@ def main(rounds: str = "5", chats: str = "250") -> None:
         path.write_text("\n".join(json.dumps({"messages": chat}) for chat in said))
         corpus = CorpusSpec(str(path), drop_duplicates=False)
         own, everything = own_layers(lm, corpus), HarvestSpec((POINT,), keep=KINDS, pass_tokens=PASS)
-        work = {OWN: own, STREAM: ours(lm, corpus, everything), "sparsight harvest": lambda: to_disk(lm, corpus)}
+        most = expected(lm, corpus, everything)
+        work = {OWN: own, STREAM: ours(lm, corpus, everything)}
+        work["sparsight harvest"] = lambda: to_disk(lm, corpus, most)
         if peers.installed("sae_lens"):
             from sae_lens.load_model import HookedProxyLM
 
-            tokens, hf = own(), HookedProxyLM(copy.deepcopy(lm.model), lm.tokenizer)
+            hf = HookedProxyLM(copy.deepcopy(lm.model), lm.tokenizer)
             bridge = peers.lens_model(copy.deepcopy(lm.model), lm.tokenizer)
-            work["SAELens, HookedTransformer"] = saelens(hooked_transformer(lm), LENS, said, tokens)
-            work["SAELens, TransformerLens' bridge"] = saelens(bridge, f"blocks.{LAYER}.hook_out", said, tokens)
-            work["SAELens, Hugging Face model"] = saelens(hf, POINT, said, tokens)
+            work["SAELens, HookedTransformer"] = saelens(hooked_transformer(lm), LENS, said, most)
+            work["SAELens, TransformerLens' bridge"] = saelens(bridge, f"blocks.{LAYER}.hook_out", said, most)
+            work["SAELens, Hugging Face model"] = saelens(hf, POINT, said, most)
         cases = {name: measure.once(each) for name, each in work.items()}
         readings, tokens = measure.in_rounds(cases, int(rounds))
     for name, each in readings.items():

@@ -202,6 +202,11 @@ def test_a_stream_goes_on_from_any_position_with_the_same_pieces_to_the_bit(lm, 
     same(stream(lm, corpus, small(ahead=ahead), position), whole[begin:])
 
 
+def test_a_position_of_something_else_is_refused(lm, corpus):
+    with pytest.raises(BadInput, match="after, counts, outliers, pass"):
+        stream(lm, corpus, small(), {"window": 3})
+
+
 def test_several_processes_together_keep_what_one_keeps(lm, corpus, tmp_path):
     spec = small(HOOK)
     alone = by_conversation(stream(lm, corpus, spec))

@@ -83,8 +83,8 @@ def expected(lm: ObservableLanguageModel, corpus: CorpusSpec, spec: HarvestSpec)
     if spec.tokens is not None:
         return spec.tokens
     longest = min((limit for limit in (spec.length, lm.context) if limit), default=None)
-    characters = tokens = kept = whole = number = 0
-    rest = 0.0
+    characters = tokens = kept = whole = 0
+    kinds, rest = int(spec.kinds), 0.0
     for number, conversation in enumerate(read(corpus), 1):
         if number <= SAMPLE:
             try:
@@ -95,7 +95,7 @@ def expected(lm: ObservableLanguageModel, corpus: CorpusSpec, spec: HarvestSpec)
                 continue
             left = cut(prompt, longest)
             characters, whole = characters + conversation.characters, whole + len(prompt)
-            tokens, kept = tokens + len(left), kept + sum(1 for kind in left.kinds if kind & spec.kinds)
+            tokens, kept = tokens + len(left), kept + sum(1 for kind in left.kinds if int(kind) & kinds)
         elif characters:
             guess = conversation.characters * whole / characters
             rest += guess if longest is None else min(guess, longest)

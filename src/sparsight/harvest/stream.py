@@ -31,6 +31,7 @@ from sparsight.shards.manifest import DTYPES
 from sparsight.shards.read_ahead import read_ahead
 
 MEASURED = 32_768  # kept tokens, the first of the whole corpus, whose norms give the medians
+POSITION = {"after", "pass", "counts", "outliers"}
 Outliers = dict[str, dict[str, float]]
 Piece = dict[str, Tensor]
 
@@ -52,6 +53,10 @@ def stream(
     token of the kinds that are kept, and what reading a corpus raises.
     """
     at = place(rank, world)
+    if position and position.keys() != POSITION:
+        raise BadInput(
+            f"A position has {', '.join(sorted(POSITION))}, as a stream gave it; not {str(position)[:60]!r}."
+        )
     outliers = position["outliers"] if position else measure(lm, corpus, spec)
     return iter(Reader(lm, corpus, spec, outliers, position, *at))
 
