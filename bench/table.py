@@ -13,7 +13,10 @@ from pathlib import Path
 from measure import RESULTS, ratios
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "docs" / "speed.md", ROOT / "docs" / "demo.md", ROOT / "src" / "sparsight" / "demo" / "README.md")
+PAGES = (
+    *(ROOT / "docs" / f"{name}.md" for name in ("speed", "demo", "harvest")),
+    ROOT / "src" / "sparsight" / "demo" / "README.md",
+)
 
 
 def decode(result: dict) -> str:
@@ -38,6 +41,13 @@ def read(result: dict) -> str:
     fit = result["fit"]
     said = f"{fit['start_ms']:.1f} ms + {fit['ms_per_layer']:.2f} ms a layer"
     lines.append(f"\nA straight line through the layers: {said}, never more than {fit['furthest_off_ms']:.1f} ms off.")
+    return "\n".join([*lines, "", machine(result)])
+
+
+def harvest(result: dict) -> str:
+    lines = ["| per 1,000 tokens | ms | × the model's own layers (min–max) | × CPU |", "|---|---:|---:|---:|"]
+    for name in result["readings"]:
+        lines.append(f"| {name} | " + " | ".join(compared(result["readings"], result["base"], name)) + " |")
     return "\n".join([*lines, "", machine(result)])
 
 
@@ -157,6 +167,7 @@ TABLES = {
     "decode_small": ("decode_small", decode),
     "decode_deep": ("decode_deep", decode),
     "read": ("read", read),
+    "harvest": ("harvest", harvest),
     "gpu": ("gpu", gpu),
     "demo_language": ("demo_model", demo_language),
     "demo_voices": ("demo_model", demo_voices),

@@ -8,7 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["sparsight.lm", "sparsight.sae", "sparsight.scope", "sparsight.shards"], "shapes.check")
+CHECKED = ["sparsight.lm", "sparsight.sae", "sparsight.scope", "sparsight.shards", "sparsight.harvest"]
+install_import_hook(CHECKED, "shapes.check")
 
 import pytest
 import torch

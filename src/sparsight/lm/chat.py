@@ -9,6 +9,7 @@ is looked up, in order, in what was rendered.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,13 +53,24 @@ def chat_prompt(
     rendered = _render(tokenizer, said, options)
     spans = _spans(tokenizer, said, options, rendered)
     coded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+    ids, kinds = coded["input_ids"], _kinds(coded["offset_mapping"], spans)
+    if ids and ids[0] == tokenizer.bos_token_id:
+        kinds[0] = Kind.PROMPT | Kind.BOS
+    return Prompt(tuple(ids), tuple(kinds))
+
+
+def _kinds(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int, str]]) -> list[Kind]:
+    """What each token is. Tokens and spans both go forward through the text, so one walk finds whose each is."""
+    template, of_role = Kind.PROMPT | Kind.TEMPLATE, {role: Kind.PROMPT | kind for role, kind in ROLES.items()}
+    ahead = iter(spans)
+    nowhere = (sys.maxsize, sys.maxsize, "")
+    low, high, role = next(ahead, nowhere)
     kinds = []
-    bos = tokenizer.bos_token_id
-    for place, (token, (start, stop)) in enumerate(zip(coded["input_ids"], coded["offset_mapping"], strict=True)):
-        role = next((role for low, high, role in spans if low <= start < high or start < low < stop), None)
-        kind = Kind.TEMPLATE if role is None else ROLES[role]
-        kinds.append(Kind.PROMPT | (Kind.BOS if place == 0 and token == bos else kind))
-    return Prompt(tuple(coded["input_ids"]), tuple(kinds))
+    for start, stop in offsets:
+        while high <= start:
+            low, high, role = next(ahead, nowhere)
+        kinds.append(of_role[role] if low <= start or low < stop else template)
+    return kinds
 
 
 def text_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> Prompt:

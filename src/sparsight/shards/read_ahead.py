@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 END = object()
 
 
-def read_ahead(items: Generator[T, None, None], depth: int) -> Iterator[T]:
+def read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
     """The same items in the same order, made by a thread that keeps up to `depth` of them ready.
 
     An error in the making is raised here, in its place. Closing this stops the thread and closes `items`.
