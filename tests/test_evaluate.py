@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass, fields
 
@@ -315,6 +317,7 @@ def test_a_wrong_hook_point_is_spoken_of_and_the_right_one_is_not(demo):
     assert 0.1 < right.fvu < 0.35
     assert 700 < right.tokens <= 1024
     assert not check_quietly(wrong.lm, wrong.sae, "model.layers.5").fits
+    assert check_quietly(demo.lm, demo.sae, "model.layers.4").fits  # the next layer is too much alike to be told
 
 
 def check_quietly(lm, sae, hook_point):
@@ -354,7 +357,7 @@ def test_a_report_is_json_and_a_table(lm64, tmp_path):
     (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
     heard = []
     corpus = CorpusSpec(str(tmp_path / "chats.jsonl"), hub_token="hf_secret")
-    report = evaluate(lm64, random_sae(), corpus, EvaluateSpec(**QUICK), lambda *said: heard.append(said))
+    report = evaluate(lm64, random_sae(), corpus, EvaluateSpec(**QUICK), heard.append)
     report.save(tmp_path / "report.json")
     told = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert told == json.loads(json.dumps(report.to_json()))
@@ -369,8 +372,8 @@ def test_a_report_is_json_and_a_table(lm64, tmp_path):
     assert table["FVU"] == tuple(report.reconstruction[name].fvu for name in ("all", "no-bos", "no-special"))
     assert table["KL"] == (None, report.loss["no-bos"].kl, report.loss["no-special"].kl)
     assert all(name in str(report) for name in table)
-    assert {what for what, _, _ in heard} == {"reconstruct", "splice"}
-    assert heard[-1][1] == heard[-1][2] == sum(map(len, prompts_of(lm64)))
+    assert {one.stage for one in heard} == {"reconstruct", "splice"}
+    assert heard[-1].done == heard[-1].total == sum(map(len, prompts_of(lm64)))
 
 
 def test_no_more_is_read_than_was_asked_for(lm64):
@@ -411,6 +414,11 @@ def test_what_the_template_refuses_is_counted_and_nothing_at_all_is_an_error(lm6
 def test_a_knob_that_cannot_be_is_refused(changes, message):
     with pytest.raises(BadInput, match=message):
         EvaluateSpec(**changes)
+
+
+def test_spec_and_report_start_without_torch():
+    code = "import sys, sparsight.evaluate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_every_knob_says_what_it_means():

@@ -134,6 +134,19 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a long stage is. total: None where it is not known. seconds: since this run began. facts: what else can
+    be said by now, by name, with the unit in the name."""
+
+    stage: str
+    done: int
+    total: int | None
+    unit: str
+    seconds: float
+    facts: Mapping[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class TokenRead:
     """One token and the features active there: (feature, activation) pairs, strongest first."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
+from time import monotonic
 from typing import Any
 
 import torch
@@ -21,13 +22,13 @@ from sparsight.evaluate.spec import SELECTIONS, EvaluateSpec
 from sparsight.lm.batch import Batch, Prompt
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.lm.pack import cut, packed
-from sparsight.records import Kind
+from sparsight.records import Kind, Progress
 from sparsight.sae.quality import Quality, reconstruct
 from sparsight.sae.sae import SparseAutoEncoder
 from sparsight.scope.pairing import check_pairing
 from sparsight.scope.scope import Scope
 
-Tell = Callable[[str, int, int], None]  # what is being done; tokens of it that are done; of how many
+Tell = Callable[[Progress], None]
 GROUPS = {"bos": Kind.BOS, "template": Kind.TEMPLATE, "content": Kind(0)}  # every token is in one of them
 
 
@@ -43,8 +44,7 @@ def evaluate(
     """The figures of an SAE on some text.
 
     text: a corpus, of which part="validation" is what an SAE was not trained on; or conversations. hook_point: None
-    takes the SAE's own. Like every Scope, this reads with the SAE in the model's dtype. tell: is told what is being
-    done, and how many tokens of how many.
+    takes the SAE's own. Like every Scope, this reads with the SAE in the model's dtype. tell: hears of each pass.
     Raises BadInput where no conversation can be read, or none has a token of a selection; Mismatch, NoHookPoint where
     the SAE does not belong to the model.
     """
@@ -108,6 +108,7 @@ def reconstructed(
     groups = {group: Quality(width, sae.d_hidden, spec.dense_above) for group in GROUPS}
     kept: list[Prompt] = []
     seen = done = 0
+    began = monotonic()
 
     def noted() -> Iterator[tuple[None, Prompt]]:
         nonlocal seen
@@ -125,7 +126,7 @@ def reconstructed(
             quality.add(target, *reconstruct(sae, x))
         done += int(batch.mask.sum())
         if tell:
-            tell("reconstruct", done, spec.tokens)
+            tell(Progress("reconstruct", done, spec.tokens, "tokens", monotonic() - began))
     return {name: Quality.merged([groups[group] for group in groups_of(name)]) for name in SELECTIONS}, kept
 
 
@@ -141,7 +142,7 @@ def spliced(
     """The losses of each selection of tokens. means: of what flows at the second hook point, by selection."""
     prompts = list(within(prompts, spec.loss_tokens))
     sums = {name: Sums() for name in means}
-    done, total = 0, sum(map(len, prompts))
+    done, total, began = 0, sum(map(len, prompts)), monotonic()
     for _, batch in packed(((None, p) for p in prompts), lm, min(spec.batch_tokens, most_tokens(lm))):
         clean, _ = lm.run(batch, {}, all_logits=True)
         for name, mean in means.items():
@@ -153,7 +154,7 @@ def spliced(
             add_losses(sums[name], lm, batch, clean, selected(batch, name), points, replacements)
         done += int(batch.mask.sum())
         if tell:
-            tell("splice", done, total)
+            tell(Progress("splice", done, total, "tokens", monotonic() - began))
     for name, one in sums.items():
         if not one.tokens:
             raise BadInput(f"No token of '{name}' is predicted in {total:,} tokens of this text.")
