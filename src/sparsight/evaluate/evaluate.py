@@ -23,7 +23,7 @@ from sparsight.lm.batch import Batch, Prompt
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.lm.pack import cut, packed
 from sparsight.records import Kind, Progress
-from sparsight.sae.quality import Quality, reconstruct
+from sparsight.sae.quality import Quality, count
 from sparsight.sae.sae import SparseAutoEncoder
 from sparsight.scope.pairing import check_pairing
 from sparsight.scope.scope import Scope
@@ -123,7 +123,7 @@ def reconstructed(
         for group, quality in groups.items():
             chosen = in_group(batch, group)
             x, target = (flow[point][chosen.to(flow[point].device)].to(sae.device) for point in points)
-            quality.add(target, *reconstruct(sae, x))
+            count(quality, sae, x, target)
         done += int(batch.mask.sum())
         if tell:
             tell(Progress("reconstruct", done, spec.tokens, "tokens", monotonic() - began))
@@ -149,7 +149,7 @@ def spliced(
             replacements = {
                 "spliced": x_hat(sae),
                 "zero": lambda x: x.new_zeros(()),
-                "mean": lambda x, mean=mean: mean.to(x),
+                "mean": lambda x, mean=mean: mean.to(x.dtype).to(x.device),
             }
             add_losses(sums[name], lm, batch, clean, selected(batch, name), points, replacements)
         done += int(batch.mask.sum())

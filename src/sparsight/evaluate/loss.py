@@ -23,9 +23,7 @@ from sparsight.lm.tap import Tap
 from sparsight.sae.quality import BLOCK, reconstruct
 from sparsight.sae.sae import SparseAutoEncoder
 
-LOGITS = (
-    2**30
-)  # bytes of logits, of two passes, that a batch may make: a vocabulary of 128,256 in bf16 has 2,093 tokens
+LOGITS = 2**30  # bytes of logits of two passes: 2,093 tokens of a vocabulary of 128,256 in bf16
 SOFTMAX = 2**24  # logits whose softmax is taken at once
 
 

@@ -153,14 +153,24 @@ def reconstruct(sae: SparseAutoEncoder, x: Float[Tensor, "token d_in"]) -> tuple
     return (x_hat if mean is None or size is None else x_hat * size + mean), codes
 
 
+def count(
+    quality: Quality,
+    sae: SparseAutoEncoder,
+    x: Float[Tensor, "token d_in"],
+    target: Float[Tensor, "token d_out"],
+) -> None:
+    """Add to an account what the SAE makes of x. In blocks: where it does not fit, half of all features may fire."""
+    for part, wanted in zip(x.split(BLOCK), target.split(BLOCK), strict=True):
+        quality.add(wanted, *reconstruct(sae, part))
+
+
 def measured(
     sae: SparseAutoEncoder, x: Float[Tensor, "token d_in"], target: Float[Tensor, "token d_out"] | None = None
 ) -> Quality:
     """The account of these tokens. target: what should come out; None: x itself."""
     target = x if target is None else target
     quality = Quality(target.shape[-1], sae.d_hidden)
-    for part, wanted in zip(x.split(BLOCK), target.split(BLOCK), strict=True):
-        quality.add(wanted, *reconstruct(sae, part))
+    count(quality, sae, x, target)
     return quality
 
 

@@ -2,9 +2,9 @@
 
 An SAE on another model, another hook point or another text format than its own still encodes and decodes without a
 word, and every feature read there is noise. What gives it away is the fraction of variance unexplained (FVU,
-sae/quality.py): trained SAEs have 0.05 to 0.5 at their own hook point, and the plain mean has 1. Above 1
-the SAE is worse than no SAE, and something is wrong. That is the threshold. It is a coarse one: a residual stream
-resembles that of the next layer, and there an SAE may still explain half of it.
+sae/quality.py): trained SAEs have 0.05 to 0.5 at their own hook point, and the plain mean has 1. Above 1 the SAE is
+worse than no SAE, and something is wrong. That is the threshold. It is a coarse one: a residual stream resembles that
+of the next layer, and there an SAE may still explain half of it.
 """
 
 from __future__ import annotations
