@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
+os.environ.setdefault("PYTHONWARNINGS", "ignore:The SAE explains nothing:UserWarning")  # as in pyproject.toml
 
 from jaxtyping import install_import_hook
 

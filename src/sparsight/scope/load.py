@@ -15,6 +15,7 @@ from sparsight.errors import BadFile, BadInput, Mismatch
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.sae.files import load_sae
 from sparsight.sae.sae import SparseAutoEncoder
+from sparsight.scope.pairing import check_pairing, is_cheap
 from sparsight.scope.scope import Scope
 
 
@@ -26,16 +27,19 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     tokenizer: Any = None,
+    check: bool = True,
 ) -> Scope:
     """A Scope.
 
     model: "demo", the small model inside the package, with its SAE and labels; else a name on the hub, a folder, a
     loaded model. sae: a file, a folder, a repository or an SAE; needed for every model but the demo.
     hook_point: where the SAE reads; None takes what the SAE says. device, dtype: see ObservableLanguageModel.
+    check: read about a thousand tokens, and warn where the SAE explains nothing of them (scope/pairing.py). On a CPU
+    only where model and SAE have 50M parameters or fewer, and not for the demo as it comes.
     """
     name = None
     if isinstance(model, str) and model == "demo":
-        name = "demo"
+        name, check = "demo", check and not (sae is None and hook_point is None)
         model = demo_folder() / "model"
         sae = demo_folder() / "sae" if sae is None else sae
     if sae is None:
@@ -49,6 +53,11 @@ def load(
     lm.name = name or lm.name
     check_made_for(sae, lm)
     scope = Scope(lm, sae, hook_point)
+    if check and lm.has_tokenizer and is_cheap(lm, scope.sae):
+        try:
+            check_pairing(lm, scope.sae, scope.hook_point, stacklevel=3)
+        except BadInput as why:
+            warnings.warn(f"Whether this SAE fits this model could not be checked. {why}", stacklevel=2)
     if name and scope.hook_point == sae.config.hook_point:
         scope.features.labels |= read_labels(demo_folder() / "labels.json", sae.fingerprint)
     return scope
