@@ -166,7 +166,7 @@ bakings = st.builds(
 )
 
 
-@example(one=Baking(name='\x7f"\\\r\n\t\x00☕', heat=-math.inf), many=(Baking(heat=1e300),), about="")
+@example(one=Baking(name='\x7f"\\\r\n\t\x00☕', heat=-math.inf), many=(Baking(heat=-1e300),), about="")
 @given(one=bakings, many=st.lists(bakings, min_size=1, max_size=3).map(tuple), about=words)
 def test_what_is_written_is_read_back_the_same(tmp_path, one, many, about):
     for settings in ({"baking": one, "guests": Guests()}, {"baking": many}):

@@ -148,8 +148,8 @@ def _fits_tuple(value: Any, members: tuple[Any, ...]) -> Any:
 
 
 def says(kind: type, key: str) -> str:
-    """What a knob means, in its own words."""
-    return str(knobs(kind)[key].metadata.get("says", "no word about it"))
+    """What a knob means, in its own words; None is said as files and options say it."""
+    return str(knobs(kind)[key].metadata.get("says", "no word about it")).replace("None", NONE)
 
 
 def in_words(wanted: Any) -> str:

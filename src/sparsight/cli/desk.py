@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
 from sparsight import __version__
+from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
+from sparsight.cli.options import Verbs
+from sparsight.cli.recipes import recipes
 from sparsight.cli.talk import chat, demo, doctor, info, read
 from sparsight.errors import SparsightError
 
 SHORT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-class Verbs(click.Group):
-    """A group that names the nearest verb when it is given one that it does not have. A verb may be of two words."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if (two := " ".join(args[:2])) in self.commands:
-            args = [two, *args[2:]]
-        name = args[0] if args else ""
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            near = difflib.get_close_matches(name, self.commands, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(self.commands)}."
-            raise click.UsageError(f"No verb '{name}'.{hint}", ctx)
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Verbs, context_settings=SHORT, invoke_without_command=True)
@@ -44,8 +31,9 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for verb in (demo, chat, read, info, doctor):
+for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, convert):
     cli.add_command(verb)
+cli.add_command(train_plot, "train plot")
 
 
 def main(args: Sequence[str] | None = None) -> int:

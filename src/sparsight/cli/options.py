@@ -1,7 +1,8 @@
-"""Options that several verbs take, and JSON on standard output."""
+"""What several verbs share: the group that they stand in, options, JSON on standard output."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Callable
@@ -10,6 +11,20 @@ from typing import Any
 import click
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+
+
+class Verbs(click.Group):
+    """A group that names the nearest verb when it is given one that it does not have. A verb may be of two words."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if (two := " ".join(args[:2])) in self.commands:
+            args = [two, *args[2:]]
+        name = args[0] if args else ""
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.commands, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(self.commands)}."
+            raise click.UsageError(f"No verb '{name}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:

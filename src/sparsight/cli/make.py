@@ -1,0 +1,182 @@
+"""Verbs that make something: harvest, train, train plot, evaluate, convert."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sparsight.cli.bar import Bar
+from sparsight.cli.knobs import gathered, knob_options
+from sparsight.cli.options import as_json, print_json
+from sparsight.errors import BadInput
+from sparsight.recipes.recipe import Recipe, load_recipe, open_model
+
+MODEL = {"name": "model"}
+CORPUS = {"source": "corpus"}
+HARVEST = {"hook_points": "hook-point", "dtype": "harvest-dtype"}  # --dtype is the model's, as everywhere
+
+FORMATS = ("native", "saelens", "card")
+
+settings = click.option(
+    "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="A setting, above all others. Repeatable."
+)
+
+
+def model_and_text(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """--model and --corpus with all of their knobs."""
+    return knob_options("model", flags=MODEL)(knob_options("corpus", "corpus-", CORPUS)(verb))
+
+
+@click.command()
+@click.argument("recipe", required=False)
+@click.option("--to", required=True, help="The folder of the shards; one that is begun is gone on with.")
+@knob_options("harvest", flags=HARVEST)
+@model_and_text
+@settings
+@as_json
+def harvest(recipe: str | None, to: str, settings: tuple[str, ...], json_: bool, **options: Any) -> None:
+    """Run text through a model and keep the activations at a hook point, as shards.
+
+    RECIPE is one that comes along or a file; options stand above it. Without one: --corpus and --hook-point.
+    Under torchrun each process writes its own part.
+    """
+    made = load_recipe(recipe, settings, gathered(options)).need("corpus").need("harvest")
+    from sparsight import screen
+    from sparsight.harvest.harvest import harvest as run
+    from sparsight.recipes.lineage import of_corpus, of_model, write_lineage
+
+    lm = open_model(made.model)
+    with Bar() as tell:
+        out = run(lm, made.corpus, made.harvest, to, tell=tell)
+    if _first():
+        write_lineage(to, "harvest", made, {"model": of_model(lm), "corpus": of_corpus(made.corpus)})
+    print_json(screen.plain(out)) if json_ else screen.show_harvested(out, to)
+
+
+@click.command()
+@click.argument("source", metavar="SHARDS|RECIPE")
+@click.option("--to", required=True, help="The folder of the SAE; a training that is begun there is gone on with.")
+@click.option("--recipe", help="With SHARDS: the recipe whose [train] counts.")
+@knob_options("train")
+@settings
+@as_json
+def train(source: str, to: str, recipe: str | None, settings: tuple[str, ...], json_: bool, **options: Any) -> None:
+    """Train an SAE, or several, on shards; or straight on what a recipe's model makes of its text.
+
+    A folder called plot is ./plot.
+    """
+    stored = (Path(source) / "manifest.json").is_file()
+    if recipe and not stored:
+        raise BadInput(f"--recipe goes with shards, and '{source}' is no folder of them.")
+    made = load_recipe(recipe if stored else source, settings, gathered(options)).need("train")
+    from sparsight import screen
+    from sparsight.recipes.lineage import write_lineage
+    from sparsight.train.run import train as run
+
+    activations, inputs = _shards(source) if stored else _stream(made)
+    with Bar() as tell:
+        out = run(activations, made.train if len(made.train) > 1 else made.train[0], to, tell)
+    if _first():
+        write_lineage(to, "train", made, inputs)
+    print_json(screen.plain(out)) if json_ else screen.show_table(screen.plain(out))
+
+
+def _shards(path: str) -> tuple[Any, dict[str, Any]]:
+    """What is trained on, and its hashes: a store's shards."""
+    from sparsight.shards.shards import Shards
+
+    found = Shards(path)
+    return found, {"shards": {"path": path, "tokens": len(found), "fingerprint": found.fingerprint}}
+
+
+def _stream(made: Recipe) -> tuple[Any, dict[str, Any]]:
+    """What is trained on, and its hashes: activations as the model makes them."""
+    from sparsight.recipes.lineage import of_corpus, of_model
+
+    made = made.need("corpus").need("harvest")
+    lm = open_model(made.model)
+    return (lm, made.corpus, made.harvest), {"model": of_model(lm), "corpus": of_corpus(made.corpus)}
+
+
+@click.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--to", help="The picture's file. [default: loss.png in DIR]")
+def train_plot(folder: str, to: str | None) -> None:
+    """Draw the course of a training: losses, L0 and dead features, step by step."""
+    from sparsight.train.plot import plot
+
+    click.echo(plot(folder, to))
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--sae", "-s", help="A folder, the model card's .pth, a repository on the hub. [default: the demo's own]")
+@click.option("--hook-point", help="Where the SAE reads, as model.layers.19. [default: what the SAE says]")
+@click.option("--recipe", help="A recipe whose [model], [corpus] and [evaluate] count.")
+@click.option("--to", help="A JSON file for the report.")
+@knob_options("evaluate")
+@knob_options("model", without=("name",))
+@knob_options("corpus", "corpus-", CORPUS)
+@settings
+@as_json
+def evaluate(
+    model: str | None,
+    sae: str | None,
+    hook_point: str | None,
+    recipe: str | None,
+    to: str | None,
+    settings: tuple[str, ...],
+    json_: bool,
+    **options: Any,
+) -> None:
+    """How good an SAE is on text: what it reconstructs, and the model's loss with it spliced in.
+
+    MODEL is 'demo', a folder or a name on the hub. A recipe that trains on part 'train' of its corpus is evaluated on
+    part 'validation'.
+    """
+    given = gathered(options)
+    if model is not None:
+        given.setdefault("model", {})["name"] = model
+    made = load_recipe(recipe, settings, given).need("corpus").need("evaluate")
+    if made.corpus.part == "train" and "part" not in given.get("corpus", {}):
+        made = replace(made, corpus=replace(made.corpus, part="validation"))
+    if sae is None and made.model.name != "demo":
+        raise BadInput("Which SAE? Give --sae: a folder, the model card's .pth, a repository on the hub.")
+    from sparsight import screen
+    from sparsight.evaluate.evaluate import evaluate as run
+    from sparsight.recipes.lineage import of_corpus, of_model, write_lineage
+    from sparsight.sae.files import load_sae
+    from sparsight.scope.load import demo_folder
+
+    lm = open_model(made.model)
+    loaded = load_sae(sae or demo_folder() / "sae", dtype=lm.dtype)
+    with Bar() as bar:
+        tell = partial(bar.show, unit="tokens")
+        report = run(lm, loaded, made.corpus, made.evaluate, tell, hook_point=hook_point)
+    if to is not None:
+        report.save(to)
+        inputs = {"model": of_model(lm), "sae": loaded.fingerprint, "corpus": of_corpus(made.corpus)}
+        write_lineage(to, "evaluate", made, inputs)
+    print_json(report.to_json()) if json_ else screen.show_report(report)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("to")
+@click.option("--as", "as_", type=click.Choice(FORMATS), default="native", show_default=True, help="The format of TO.")
+def convert(source: str, to: str, as_: str) -> None:
+    """Write an SAE in another format. SOURCE is read in whatever format it has."""
+    from sparsight.sae.convert import convert as run
+
+    click.echo(f"Wrote {run(source, to, as_)}")
+
+
+def _first() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
