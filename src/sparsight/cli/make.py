@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ MODEL = {"name": "model"}
 CORPUS = {"source": "corpus"}
 HARVEST = {"hook_points": "hook-point", "dtype": "harvest-dtype"}  # --dtype is the model's, as everywhere
 
+TEXT = ("corpus", "harvest")
+MIXED = 64  # batches that are mixed among each other where no shards are between model and training
 FORMATS = ("native", "saelens", "card")
 
 settings = click.option(
@@ -63,10 +64,21 @@ def harvest(recipe: str | None, to: str, settings: tuple[str, ...], json_: bool,
 @click.argument("source", metavar="SHARDS|RECIPE")
 @click.option("--to", required=True, help="The folder of the SAE; a training that is begun there is gone on with.")
 @click.option("--recipe", help="With SHARDS: the recipe whose [train] counts.")
+@click.option("--device", help="Where it is trained: cpu, cuda. [default: the GPU where there is one]")
+@click.option("--feature-processes", default=1, show_default=True, help="Under torchrun: that share one dictionary.")
 @knob_options("train")
 @settings
 @as_json
-def train(source: str, to: str, recipe: str | None, settings: tuple[str, ...], json_: bool, **options: Any) -> None:
+def train(
+    source: str,
+    to: str,
+    recipe: str | None,
+    device: str | None,
+    feature_processes: int,
+    settings: tuple[str, ...],
+    json_: bool,
+    **options: Any,
+) -> None:
     """Train an SAE, or several, on shards; or straight on what a recipe's model makes of its text.
 
     A folder called plot is ./plot.
@@ -76,15 +88,27 @@ def train(source: str, to: str, recipe: str | None, settings: tuple[str, ...], j
         raise BadInput(f"--recipe goes with shards, and '{source}' is no folder of them.")
     made = load_recipe(recipe if stored else source, settings, gathered(options)).need("train")
     from sparsight import screen
+    from sparsight.lm.pretrained import as_device, best_device
     from sparsight.recipes.lineage import write_lineage
+    from sparsight.train.parallel import Team
     from sparsight.train.run import train as run
 
-    activations, inputs = _shards(source) if stored else _stream(made)
+    where = best_device() if device is None else as_device(device)
+    team = Team.from_environment(where, feature_processes)
+    activations, inputs = _shards(source) if stored else _stream(made.need("corpus").need("harvest"), team)
     with Bar() as tell:
-        out = run(activations, made.train if len(made.train) > 1 else made.train[0], to, tell)
-    if _first():
+        saes = run(activations, made.train, to, tell, team, where)
+    if team.rank == 0:
         write_lineage(to, "train", made, inputs)
-    print_json(screen.plain(out)) if json_ else screen.show_table(screen.plain(out))
+        about = [_about(sae) for sae in saes]
+        print_json({"to": to, "saes": about}) if json_ else [screen.show_table(one) for one in about]
+
+
+def _about(sae: Any) -> dict[str, Any]:
+    """What a training made, and its figures on held-out tokens."""
+    notes = sae.config.notes
+    said = {"SAE": sae.fingerprint, "hook point": sae.config.hook_point, "features": sae.d_hidden}
+    return {**said, "tokens": notes["tokens"], **{name: round(value, 4) for name, value in notes["held_out"].items()}}
 
 
 def _shards(path: str) -> tuple[Any, dict[str, Any]]:
@@ -95,13 +119,24 @@ def _shards(path: str) -> tuple[Any, dict[str, Any]]:
     return found, {"shards": {"path": path, "tokens": len(found), "fingerprint": found.fingerprint}}
 
 
-def _stream(made: Recipe) -> tuple[Any, dict[str, Any]]:
-    """What is trained on, and its hashes: activations as the model makes them."""
+def _stream(made: Recipe, team: Any) -> tuple[Any, dict[str, Any]]:
+    """What is trained on, and its hashes: activations as the model makes them, those of the text's part for validation
+    held out."""
+    from sparsight.harvest.stream import stream
     from sparsight.recipes.lineage import of_corpus, of_model
+    from sparsight.train.source import StreamSource
 
-    made = made.need("corpus").need("harvest")
-    lm = open_model(made.model)
-    return (lm, made.corpus, made.harvest), {"model": of_model(lm), "corpus": of_corpus(made.corpus)}
+    lm, place = open_model(made.model), {"rank": team.data_rank, "world": team.data}
+
+    def pieces(part: str) -> Callable[[Any], Any]:
+        text = replace(made.corpus, part=part)
+        return lambda position: stream(lm, text, made.harvest, position, **place)
+
+    inputs = {"model": of_model(lm), "corpus": of_corpus(made.corpus)}
+    of = {"model": lm.name, "model_revision": inputs["model"].get("commit") or "", "settings": made.to_toml(*TEXT)}
+    rows = MIXED * made.train[0].batch // team.data
+    source = StreamSource(pieces("train"), pieces("validation"), made.harvest.hook_points, of, rows, made.train[0].seed)
+    return source, inputs
 
 
 @click.command()
@@ -156,8 +191,7 @@ def evaluate(
 
     lm = open_model(made.model)
     loaded = load_sae(sae or demo_folder() / "sae", dtype=lm.dtype)
-    with Bar() as bar:
-        tell = partial(bar.show, unit="tokens")
+    with Bar() as tell:
         report = run(lm, loaded, made.corpus, made.evaluate, tell, hook_point=hook_point)
     if to is not None:
         report.save(to)
