@@ -481,9 +481,34 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(capsys, monkeypatc
     out = capsys.readouterr()
     assert out.out == ""
     assert out.err.splitlines() == ["read: 5 of 1,000 tokens, disk gb 0.123, rows 3", "splice: 5 tokens"]
-    clock = iter([100.0, 129.0, 131.0])
-    monkeypatch.setattr(bar.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(bar, "PAUSE", 0.0)
     with Bar() as tell:
-        for done in range(3):
+        for done in range(2):
             tell.show("read", done, None, "tokens")
-    assert capsys.readouterr().err.splitlines() == ["read: 0 tokens", "read: 2 tokens"]
+    assert capsys.readouterr().err.splitlines() == ["read: 0 tokens", "read: 1 tokens"]
+
+
+def test_a_harvest_is_trained_on_and_the_sae_evaluated(capsys, saved, tmp_path):
+    for room in ("harvest.harvest", "train.run", "evaluate.evaluate"):
+        pytest.importorskip(f"sparsight.{room}")
+    text, to = tmp_path / "a.jsonl", {name: str(tmp_path / name) for name in ("shards", "sae", "report.json")}
+    text.write_text("".join(json.dumps({"text": f"Once upon {i} times there was a dog"}) + "\n" for i in range(200)))
+    where = ["--model", saved[0], "--corpus", text, "--hook-point", "model.layers.2"]
+    code, out, _ = run(capsys, "harvest", *where, "--to", to["shards"], "--keep", "text", "--json")
+    assert code == 0
+    assert json.loads(out)["tokens"] > 1000
+    small = ["--batch", 64, "--tokens", 640, "--d-hidden", 64, "--start", 256, "--validation", 64, "--validate", 1]
+    code, out, _ = run(capsys, "train", to["shards"], "--to", to["sae"], *small, "--device", "cpu", "--json")
+    assert code == 0
+    (made,) = json.loads(out)["saes"]
+    assert (made["features"], made["hook point"]) == (64, "model.layers.2")
+    least = ["--tokens", 300, "--loss-tokens", 0, "--no-check", "--selections", "all"]
+    args = ["evaluate", saved[0], "--sae", to["sae"], "--corpus", text, *least, "--to", to["report.json"], "--json"]
+    code, out, _ = run(capsys, *args)
+    assert code == 0
+    assert json.loads(out) == json.loads((tmp_path / "report.json").read_text())
+    made_from = json.loads((tmp_path / "report.run.json").read_text())["inputs"]
+    assert made_from["sae"] == made["SAE"]
+    for folder in ("shards", "sae"):
+        assert (tmp_path / folder / "recipe.toml").exists()
+        assert json.loads((tmp_path / folder / "run.json").read_text())["inputs"]

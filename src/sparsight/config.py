@@ -62,7 +62,7 @@ def resolve(sections: Mapping[str, type], given: Mapping[str, Any], overrides: I
         _known(section, sections, "section", "")
         rows = tables.setdefault(section, [{}])
         value = from_text(text, _kind_of(sections[section], key, section), f"{section}.{key}", sections[section], key)
-        tables[section] = [row | {key: value} for row in rows]
+        tables[section] = [{**row, key: value} for row in rows]
     made = {section: tuple(build(sections[section], row, section) for row in rows) for section, rows in tables.items()}
     return {section: each if section in many else each[0] for section, each in made.items()}
 
@@ -218,7 +218,7 @@ def _quoted(text: str) -> str:
 def _tables(section: str, value: Any, sections: Mapping[str, type]) -> list[Mapping[str, Any]]:
     """A section's tables: one, or those of a list. Raises BadInput for what is none."""
     _known(section, sections, "section", "")
-    rows = value if isinstance(value, list) and value else [value]
+    rows: list[Any] = value if isinstance(value, list) and value else [value]
     if not all(isinstance(row, Mapping) for row in rows):
         raise BadInput(f"[{section}] is a table of settings, not {value!r}.")
     return rows

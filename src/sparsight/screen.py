@@ -241,14 +241,15 @@ def show_harvested(out: Any, to: str) -> None:
 
 
 def show_report(report: Any) -> None:
-    """The figures of an evaluation, each with its meaning."""
+    """The figures of an evaluation, each with its meaning where there is room."""
     page = console()
     page.print(
         Text(visible(f"{report.sae} at {report.hook_point} of {report.model}, {report.conversations:,} conversations"))
     )
-    table = Table("", *report.columns, "", box=None)
+    wide = page.width >= 120  # else the meanings would be a word a line
+    table = Table("", *report.columns, *([""] if wide else []), box=None)
     for name, values, meaning in report.rows():
-        table.add_row(name, *(said(value) for value in values), Text(meaning, style="dim"))
+        table.add_row(name, *(said(value) for value in values), *([Text(meaning, style="dim")] if wide else []))
     page.print(table)
 
 

@@ -50,6 +50,6 @@ class Bar:
             if stage not in self.tasks:
                 self.tasks[stage] = self.live.add_task(stage, total=total, said=said)
             self.live.update(self.tasks[stage], completed=done, total=total, said=said)
-        elif time.monotonic() - self.told.get(stage, -PAUSE) >= PAUSE:
+        elif stage not in self.told or time.monotonic() - self.told[stage] >= PAUSE:
             self.told[stage] = time.monotonic()
             note(f"{stage}: {said}")
