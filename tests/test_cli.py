@@ -492,14 +492,29 @@ def test_a_harvest_is_trained_on_and_the_sae_evaluated(capsys, saved, tmp_path):
     for room in ("harvest.harvest", "train.run", "evaluate.evaluate"):
         pytest.importorskip(f"sparsight.{room}")
     text, to = tmp_path / "a.jsonl", {name: str(tmp_path / name) for name in ("shards", "sae", "report.json")}
-    text.write_text("".join(json.dumps({"text": f"Once upon {i} times there was a dog"}) + "\n" for i in range(200)))
+    text.write_text("".join(json.dumps({"text": f"Once upon {i} times there was a dog"}) + "\n" for i in range(600)))
     where = ["--model", saved[0], "--corpus", text, "--hook-point", "model.layers.2"]
     code, out, _ = run(capsys, "harvest", *where, "--to", to["shards"], "--keep", "text", "--json")
     assert code == 0
     assert json.loads(out)["tokens"] > 1000
-    small = ["--batch", 64, "--tokens", 640, "--d-hidden", 64, "--start", 256, "--validation", 64, "--validate", 1]
-    code, out, _ = run(capsys, "train", to["shards"], "--to", to["sae"], *small, "--device", "cpu", "--json")
-    assert code == 0
+    small = [
+        "--l0",
+        8,
+        "--batch",
+        64,
+        "--tokens",
+        640,
+        "--d-hidden",
+        64,
+        "--start",
+        256,
+        "--validation",
+        64,
+        "--validate",
+        1,
+    ]
+    code, out, err = run(capsys, "train", to["shards"], "--to", to["sae"], *small, "--device", "cpu", "--json")
+    assert code == 0, err
     (made,) = json.loads(out)["saes"]
     assert (made["features"], made["hook point"]) == (64, "model.layers.2")
     least = ["--tokens", 300, "--loss-tokens", 0, "--no-check", "--selections", "all"]
