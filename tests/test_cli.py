@@ -4,17 +4,53 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import llama, random_sae
 
 from sparsight import doctor, screen
-from sparsight.cli import cli, main
+from sparsight.cli import bar, cli, knobs, main
+from sparsight.cli.bar import Bar
+from sparsight.config import knob
 from sparsight.edits import Controller
 from sparsight.errors import BadInput
+from sparsight.recipes.recipe import recipe_text
 from sparsight.sae.files import save_sae
 from sparsight.scope.load import showcase, voice_settings
+
+
+@dataclass(frozen=True)
+class Oven:
+    """Settings of every kind of option."""
+
+    heat: float = knob(180.0, "degrees")
+    eggs: int | None = knob(3, "how many; None: as they come")
+    layers: tuple[str, ...] = knob(("jam",), "what is between")
+    sizes: tuple[int, ...] = knob((), "centimetres")
+    fan: bool = knob(True, "moves the air")
+    key: str | None = knob(None, "opens it", repr=False)
+
+
+@pytest.fixture
+def bake(monkeypatch):
+    """A verb with an oven's knobs: what it was given, or what it said."""
+    monkeypatch.setattr(knobs, "sections", lambda: {"oven": Oven})
+
+    @click.command()
+    @knobs.knob_options("oven", "o-", {"heat": "heat"})
+    @knobs.knob_options("absent")
+    def verb(**options):
+        click.echo(json.dumps(knobs.gathered(options)))
+
+    def baked(*args):
+        out = CliRunner().invoke(verb, args)
+        return json.loads(out.output) if out.exit_code == 0 and args != ("--help",) else out.output
+
+    return baked
 
 
 @pytest.fixture(scope="session")
@@ -51,12 +87,20 @@ def test_help_names_every_verb_and_needs_no_torch(capsys):
     assert subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("verb", sorted(cli.commands))
-def test_every_verb_explains_itself_and_its_options(capsys, verb):
-    code, out, _ = run(capsys, verb, "--help")
+def verbs(group=cli, words=()):
+    """Every verb, those in groups too: ((word, ...), command)."""
+    for name, verb in sorted(group.commands.items()):
+        yield (*words, *name.split()), verb
+        yield from verbs(verb, (*words, name)) if isinstance(verb, click.Group) else ()
+
+
+@pytest.mark.parametrize(("words", "verb"), [pytest.param(*pair, id=" ".join(pair[0])) for pair in verbs()])
+def test_every_verb_explains_itself_and_its_options(capsys, words, verb):
+    code, out, _ = run(capsys, *words, "--help")
     assert code == 0
-    assert all(option.help for option in cli.commands[verb].params if option.param_type_name == "option")
-    assert cli.commands[verb].help.split()[:6] == out.split("\n\n")[1].split()[:6]
+    assert out.startswith(f"Usage: sparsight {' '.join(words)} ")
+    assert all(option.help for option in verb.params if option.param_type_name == "option")
+    assert verb.help.split()[:6] == out.split("\n\n")[1].split()[:6]
 
 
 def test_reading_shows_tokens_and_features(capsys, here):
@@ -121,6 +165,21 @@ def test_doctor_examines_the_machine(capsys):
     [
         (["dmeo"], 2, "No verb 'dmeo'. Did you mean 'demo'?"),
         (["frobnicate"], 2, "No verb 'frobnicate'. There are: "),
+        (["recipes", "lsit"], 2, "No verb 'lsit'. Did you mean 'list'?"),
+        (["recipes", "show", "dmeo"], 1, "No recipe 'dmeo': it is no file. Did you mean 'demo'?"),
+        (["harvest", "/no/such.toml", "--to", "x"], 1, "No recipe '/no/such.toml'"),
+        (
+            ["harvest", "--corpus-seed", "many", "--corpus", "x", "--to", "x"],
+            2,
+            "seed is a whole number, not 'many'",
+        ),
+        (["harvest", "--to", "x"], 1, "[corpus] does not say source: a file, a folder"),
+        (
+            ["harvest", "--corpus", "x", "--set", "corpus.sead=3", "--to", "x"],
+            1,
+            "No setting 'sead' in [corpus]. Did",
+        ),
+        (["harvest", "--corpus", "x", "--set", "sead=3", "--to", "x"], 1, "Write section.key=value"),
         (["read", "x", "--tpo", "3"], 2, "--tpo"),
         (["read"], 2, "Missing argument 'TEXT'"),
         (["read", "x", "--top", "many"], 2, "'many' is not a valid integer"),
@@ -362,3 +421,109 @@ def test_doctor_counts_what_is_there_to_take(tmp_path, monkeypatch):
     known = doctor.Known("half a gigabyte", 0.25, 1, 1, 1, 1)
     assert doctor.fit(known, "bfloat16", 600_000_000)["fits"]
     assert not doctor.fit(known, "float32", 600_000_000)["fits"]
+
+
+def test_a_knob_is_an_option_and_one_that_is_not_given_leaves_the_recipe_as_it_is(bake):
+    assert bake() == {}
+    assert bake("--heat", "1e2", "--o-eggs", "none") == {"oven": {"heat": 100.0, "eggs": "none"}}
+    assert bake("--no-o-fan", "--o-eggs", "1e1") == {"oven": {"fan": False, "eggs": 10}}
+    assert bake("--o-layers", "a", "--o-layers", '["b", "c"]', "--o-sizes", "3") == {
+        "oven": {"layers": ["a", "b", "c"], "sizes": [3]}
+    }
+
+
+def test_a_knobs_option_says_what_it_means_and_what_is_wanted(bake):
+    assert "heat is a number, not 'hot'. It is: degrees." in " ".join(bake("--heat", "hot").split())
+    said = " ".join(bake("--help").split())
+    assert "--heat NUMBER degrees. [default: 180]" in said
+    assert "--o-eggs INTEGER how many; none: as they come. [default: 3]" in said
+    assert "--o-layers TEXT what is between. [default: jam]" in said
+    assert "--o-sizes INTEGER centimetres." in said
+    assert "--o-fan / --no-o-fan moves the air. [default: yes]" in said
+    assert "key" not in said
+
+
+def test_recipes_are_listed_shown_and_copied_and_never_overwritten(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = '[corpus]\nsource = "a.txt" # mine\n'
+    (tmp_path / "mine.toml").write_text(text)
+    assert run(capsys, "recipes", "show", "mine.toml") == (0, text, "")
+    code, out, _ = run(capsys, "recipes", "show", "mine.toml", "--resolved")
+    assert code == 0
+    assert 'source = "a.txt"  # a file, a folder, a glob' in out
+    assert run(capsys, "recipes", "new", "other.toml", "--from", "mine.toml")[:2] == (0, "")
+    assert (tmp_path / "other.toml").read_text() == text
+    code, _, err = run(capsys, "recipes", "new", "other.toml", "--from", "demo")
+    assert (code, (tmp_path / "other.toml").read_text()) == (1, text)
+    assert "There is a 'other.toml' already" in err
+    assert run(capsys, "recipes", "new", "other.toml", "--force")[0] == 0
+    assert (tmp_path / "other.toml").read_text() == recipe_text("demo")
+    code, _, err = run(capsys, "recipes", "new", "no/such.toml")
+    assert code == 1
+    assert "Cannot write 'no/such.toml'" in err
+
+
+def test_the_recipes_that_come_along_are_listed(capsys):
+    for room in ("harvest", "train", "evaluate"):
+        pytest.importorskip(f"sparsight.{room}.spec")
+    code, out, _ = run(capsys, "recipes", "list", "--json")
+    assert code == 0
+    assert {"demo", "llama-3.1-8b-instruct-l19"} <= json.loads(out).keys()
+    code, out, _ = run(capsys, "recipes", "list")
+    assert "llama-3.1-8b-instruct-l19" in out
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    with Bar() as tell:
+        tell.show("read", 5, 1000, "tokens", {"disk_gb": 0.12345, "rows": 3})
+        tell.show("read", 6, 1000, "tokens")
+        tell.show("splice", 5, None, "tokens")
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert out.err.splitlines() == ["read: 5 of 1,000 tokens, disk gb 0.123, rows 3", "splice: 5 tokens"]
+    monkeypatch.setattr(bar, "PAUSE", 0.0)
+    with Bar() as tell:
+        for done in range(2):
+            tell.show("read", done, None, "tokens")
+    assert capsys.readouterr().err.splitlines() == ["read: 0 tokens", "read: 1 tokens"]
+
+
+def test_a_harvest_is_trained_on_and_the_sae_evaluated(capsys, saved, tmp_path):
+    for room in ("harvest.harvest", "train.run", "evaluate.evaluate"):
+        pytest.importorskip(f"sparsight.{room}")
+    text, to = tmp_path / "a.jsonl", {name: str(tmp_path / name) for name in ("shards", "sae", "report.json")}
+    text.write_text("".join(json.dumps({"text": f"Once upon {i} times there was a dog"}) + "\n" for i in range(600)))
+    where = ["--model", saved[0], "--corpus", text, "--hook-point", "model.layers.2"]
+    code, out, _ = run(capsys, "harvest", *where, "--to", to["shards"], "--keep", "text", "--json")
+    assert code == 0
+    assert json.loads(out)["tokens"] > 1000
+    small = [
+        "--l0",
+        8,
+        "--batch",
+        64,
+        "--tokens",
+        640,
+        "--d-hidden",
+        64,
+        "--start",
+        256,
+        "--validation",
+        64,
+        "--validate",
+        1,
+    ]
+    code, out, err = run(capsys, "train", to["shards"], "--to", to["sae"], *small, "--device", "cpu", "--json")
+    assert code == 0, err
+    (made,) = json.loads(out)["saes"]
+    assert (made["features"], made["hook point"]) == (64, "model.layers.2")
+    least = ["--tokens", 300, "--loss-tokens", 0, "--no-check", "--selections", "all"]
+    args = ["evaluate", saved[0], "--sae", to["sae"], "--corpus", text, *least, "--to", to["report.json"], "--json"]
+    code, out, _ = run(capsys, *args)
+    assert code == 0
+    assert json.loads(out) == json.loads((tmp_path / "report.json").read_text())
+    made_from = json.loads((tmp_path / "report.run.json").read_text())["inputs"]
+    assert made_from["sae"] == made["SAE"]
+    for folder in ("shards", "sae"):
+        assert (tmp_path / folder / "recipe.toml").exists()
+        assert json.loads((tmp_path / folder / "run.json").read_text())["inputs"]

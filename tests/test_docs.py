@@ -3,8 +3,10 @@
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 
+import click
 import pytest
 
 from sparsight import errors
@@ -27,11 +29,25 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
 
 def test_every_verb_and_option_is_documented():
     page = (ROOT / "docs" / "cli.md").read_text()
-    for name, verb in cli.commands.items():
+    for name, verb in every_verb(cli):
         assert f"## sparsight {name}" in page
         for option in verb.params:
             if option.param_type_name == "option":
                 assert f"`{option.opts[0]}`" in page, f"{name} {option.opts[0]}"
+
+
+def every_verb(group, before=""):
+    for name, verb in group.commands.items():
+        yield before + name, verb
+        yield from every_verb(verb, f"{name} ") if isinstance(verb, click.Group) else ()
+
+
+def test_the_tables_of_options_are_those_of_the_knobs():
+    """Where this fails: python docs/knobs.py writes them."""
+    tables = runpy.run_path(str(ROOT / "docs" / "knobs.py"))
+    page = tables["PAGE"].read_text()
+    assert tables["filled"](page) == page
+    assert "| `--corpus-seed` | `0` |" in page
 
 
 def test_every_error_is_documented():

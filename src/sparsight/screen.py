@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from shlex import quote
 from typing import Any, BinaryIO
 
@@ -213,6 +214,50 @@ def show_doctor(found: Mapping[str, Any]) -> None:
     page.print(table)
     if dtype == "float32":
         page.print(Text("float32 is the default on a CPU; --dtype bfloat16 halves what is needed.", style="dim"))
+
+
+def plain(found: Any) -> Any:
+    """What a stage gave back as plain data for JSON."""
+    if isinstance(found, list | tuple):
+        return [plain(one) for one in found]
+    return found.to_json() if hasattr(found, "to_json") else asdict(found) if is_dataclass(found) else found  # type: ignore[arg-type]
+
+
+def show_harvested(out: Any, to: str) -> None:
+    """What became of every token of a harvest."""
+    show_table(
+        {"shards": to, "tokens kept": out.tokens, "conversations": out.conversations, "seconds": f"{out.seconds:.1f}"}
+    )
+    page = console()
+    table = Table("", "tokens", box=None)
+    for what, counts in (("kept", out.kept), ("dropped", out.dropped)):
+        for why, count in counts.items():
+            table.add_row(Text(f"{what}: {why}"), f"{count:,}")
+    page.print(table)
+    if out.cut:
+        page.print(Text(f"{out.cut:,} conversations were cut.", style="dim"))
+    if out.refused:
+        page.print(Text(visible(f"{out.refused:,} were refused, the first: {out.first_refused}"), style="dim"))
+
+
+def show_report(report: Any) -> None:
+    """The figures of an evaluation, each with its meaning where there is room."""
+    page = console()
+    page.print(
+        Text(visible(f"{report.sae} at {report.hook_point} of {report.model}, {report.conversations:,} conversations"))
+    )
+    wide = page.width >= 120  # else the meanings would be a word a line
+    table = Table("", *report.columns, *([""] if wide else []), box=None)
+    for name, values, meaning in report.rows():
+        table.add_row(name, *(said(value) for value in values), *([Text(meaning, style="dim")] if wide else []))
+    page.print(table)
+
+
+def said(value: float | int | None) -> str:
+    """A figure as a table shows it."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
 def visible(text: str) -> str:

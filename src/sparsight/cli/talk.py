@@ -1,91 +1,20 @@
-"""The front desk: `sparsight VERB`. Verbs print; everything else in the house returns.
-
-A verb is short: it loads a scope, calls it, and hands what comes back to screen.py. Nothing heavy is imported before
-a verb needs it, so that --help answers at once.
-"""
+"""Verbs that look at a model and talk with it: demo, chat, read, info, doctor."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
-import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
-from sparsight import __version__
-from sparsight.errors import BadInput, SparsightError, TooLong
+from sparsight.cli.options import as_json, model_options, print_json, writing_options
+from sparsight.errors import BadInput, TooLong
 
 SMALL = 30_000_000  # parameters
-SHORT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-class Verbs(click.Group):
-    """A group that names the nearest verb when it is given one that it does not have."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        name = args[0] if args else ""
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            near = difflib.get_close_matches(name, self.commands, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(self.commands)}."
-            raise click.UsageError(f"No verb '{name}'.{hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-
-def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """--model, --sae, --hook-point, --device, --dtype: which scope."""
-    for option in reversed(
-        [
-            click.option(
-                "--model", "-m", default="demo", show_default=True, help="'demo', a folder, a name on the hub."
-            ),
-            click.option("--sae", "-s", help="A folder, the model card's .pth, a repository on the hub."),
-            click.option("--hook-point", help="Where the SAE reads, as model.layers.19. [default: what the SAE says]"),
-            click.option("--device", help="cpu, cuda, mps, auto. [default: the GPU where there is one]"),
-            click.option("--dtype", help="bfloat16, float16, float32. [default: the model's own on a GPU]"),
-        ]
-    ):
-        verb = option(verb)
-    return verb
-
-
-def writing_options(temperature: float = 0.7) -> Callable[..., Any]:
-    """How tokens are chosen; a seed each verb has for itself."""
-    likeliest = "0 takes the likeliest token."
-    options = [
-        click.option("--max-new-tokens", "-n", default=96, show_default=True, help="At most so many tokens."),
-        click.option("--temperature", "-t", default=temperature, show_default=True, help=likeliest),
-        click.option("--top-p", default=0.95, show_default=True, help="Nucleus sampling."),
-    ]
-
-    def with_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            verb = option(verb)
-        return verb
-
-    return with_options
-
-
-as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
-
-
-@click.group(cls=Verbs, context_settings=SHORT, invoke_without_command=True)
-@click.version_option(__version__, prog_name="sparsight", message="%(prog)s %(version)s")
-@click.pass_context
-def cli(ctx: click.Context) -> None:
-    """See and steer the features inside a language model.
-
-    Begin with `sparsight demo`. Every verb works on the embedded demo, or on --model NAME --sae NAME.
-    """
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
-
-
-@cli.command()
+@click.command()
 @click.option("--prompt", help="What you say to the model. [default: the demo's own question]")
 @click.option("--voice", "-v", help="Which voice is turned up: pirate, butler, cat, ... [default: the demo's own]")
 @click.option("--edit", "-e", "edits", multiple=True, help="In a voice's place: FEATURE=CHANGE, as in 27=+0.6.")
@@ -106,7 +35,7 @@ def demo(
     seed = int(story["seed"]) if seed is None else seed
     wish = _edits(scope, edits or _voice(str(story["voice"]) if voice is None else voice))
     out = scope.compare([{"role": "user", "content": said}], wish, read=True, seed=seed, **sampling)
-    _print_json(screen.demo_json(scope, said, wish, out)) if json_ else screen.show_demo(scope, said, wish, out)
+    print_json(screen.demo_json(scope, said, wish, out)) if json_ else screen.show_demo(scope, said, wish, out)
 
 
 def _voice(name: str) -> list[str]:
@@ -119,7 +48,7 @@ def _voice(name: str) -> list[str]:
     return voices[name]
 
 
-@cli.command()
+@click.command()
 @model_options
 @click.option("--edit", "-e", "edits", multiple=True, help="FEATURE=CHANGE: 27=+0.6, 27=8, 27=*2, 27=off. Repeatable.")
 @click.option("--compare", is_flag=True, help="Show the unsteered answer too.")
@@ -173,7 +102,7 @@ class Talk:
         elif json_:
             reply, plain = self.scope.chat(inputs, self.wish, **self.sampling), None
         if json_:
-            _print_json(screen.answer_json(line, reply, plain), indent=None)
+            print_json(screen.answer_json(line, reply, plain), indent=None)
             text = reply.text
         elif compare:
             text = screen.show_comparison(out)
@@ -205,7 +134,7 @@ class Talk:
         return [*first, *(message for exchange in self.said for message in exchange), {"role": "user", "content": line}]
 
 
-@cli.command()
+@click.command()
 @click.argument("text")
 @model_options
 @click.option(
@@ -220,10 +149,10 @@ def read(text: str, top: int, as_chat: bool, json_: bool, **more: Any) -> None:
     text = screen.standard_input().read().decode("utf-8", "surrogateescape") if text == "-" else text
     scope, _ = _scope(more)
     reading = scope.read([{"role": "user", "content": text}] if as_chat else text)
-    _print_json(reading.to_json(top)) if json_ else screen.show_reading(reading, top)
+    print_json(reading.to_json(top)) if json_ else screen.show_reading(reading, top)
 
 
-@cli.command()
+@click.command()
 @model_options
 @as_json
 def info(json_: bool, **more: Any) -> None:
@@ -232,10 +161,10 @@ def info(json_: bool, **more: Any) -> None:
 
     scope, _ = _scope(more)
     about = scope.about()
-    _print_json(about) if json_ else screen.show_table(about)
+    print_json(about) if json_ else screen.show_table(about)
 
 
-@cli.command()
+@click.command()
 @as_json
 def doctor(json_: bool) -> None:
     """This machine: devices, memory, versions, and which models would fit."""
@@ -243,7 +172,7 @@ def doctor(json_: bool) -> None:
     from sparsight import screen
 
     found = examine.examine()
-    _print_json(found) if json_ else screen.show_doctor(found)
+    print_json(found) if json_ else screen.show_doctor(found)
 
 
 def _scope(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -264,61 +193,3 @@ def _edits(scope: Any, lines: Sequence[str]) -> Any:
     from sparsight.edits import Controller
 
     return Controller(tuple(scope.features.edit(line) for line in lines))
-
-
-def _print_json(data: Any, indent: int | None = 2) -> None:
-    unicode = "utf" in (sys.stdout.encoding or "").lower()  # elsewhere JSON's own escapes lose nothing
-    click.echo(json.dumps(data, indent=indent, ensure_ascii=not unicode))
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run a verb. 0: done; 1: an error of sparsight's, in one line; 2: a wrong verb or option; 70: an error that
-    nobody foresaw, in one line too; 130: interrupted."""
-    warnings.showwarning = lambda message, *_: _complain(f"note: {message}")  # type: ignore[assignment]
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries, when there is no network
-    _ready_streams()
-    try:
-        code = cli.main(args, prog_name="sparsight", standalone_mode=False) or 0
-        sys.stdout.flush()
-        return code
-    except SparsightError as error:
-        _complain(str(error))
-        return 1
-    except click.ClickException as error:
-        hint = f" See `{error.ctx.command_path} --help`." if isinstance(error, click.UsageError) and error.ctx else ""
-        _complain(error.format_message() + hint)
-        return 2
-    except (click.Abort, KeyboardInterrupt):
-        return 130
-    except (BrokenPipeError, SystemExit):  # click and rich make a SystemExit of a broken pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: nothing to say
-        return 0
-    except Exception as error:
-        if os.environ.get("SPARSIGHT_TRACEBACK"):
-            raise
-        what = f"{type(error).__name__}: {error}"
-        _complain(f"unexpected {what} (set SPARSIGHT_TRACEBACK=1 for the whole story)")
-        return 70
-
-
-def _ready_streams() -> None:
-    """Let standard output and error take any text: what their encoding lacks is escaped, and a closed one is silent."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _complain(sentence: str) -> None:
-    """One line on standard error."""
-    from sparsight.screen import visible
-
-    line = " ".join(sentence.encode("utf-8", "backslashreplace").decode().split())
-    click.echo(f"sparsight: {visible(line)}", err=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Verbs that make something: harvest, train, train plot, evaluate, convert."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sparsight.cli.bar import Bar
+from sparsight.cli.knobs import gathered, knob_options
+from sparsight.cli.options import as_json, print_json
+from sparsight.errors import BadInput
+from sparsight.recipes.recipe import Recipe, load_recipe, open_model
+
+MODEL = {"name": "model"}
+CORPUS = {"source": "corpus"}
+HARVEST = {"hook_points": "hook-point", "dtype": "harvest-dtype"}  # --dtype is the model's, as everywhere
+
+TEXT = ("corpus", "harvest")
+MIXED = 64  # batches that are mixed among each other where no shards are between model and training
+FORMATS = ("native", "saelens", "card")
+
+settings = click.option(
+    "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="A setting, above all others. Repeatable."
+)
+
+
+def model_and_text(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """--model and --corpus with all of their knobs."""
+    return knob_options("model", flags=MODEL)(knob_options("corpus", "corpus-", CORPUS)(verb))
+
+
+@click.command()
+@click.argument("recipe", required=False)
+@click.option("--to", required=True, help="The folder of the shards; one that is begun is gone on with.")
+@knob_options("harvest", flags=HARVEST)
+@model_and_text
+@settings
+@as_json
+def harvest(recipe: str | None, to: str, settings: tuple[str, ...], json_: bool, **options: Any) -> None:
+    """Run text through a model and keep the activations at a hook point, as shards.
+
+    RECIPE is one that comes along or a file; options stand above it. Without one: --corpus and --hook-point.
+    Under torchrun each process writes its own part.
+    """
+    made = load_recipe(recipe, settings, gathered(options)).need("corpus").need("harvest")
+    from sparsight import screen
+    from sparsight.harvest.harvest import harvest as run
+    from sparsight.recipes.lineage import of_corpus, of_model, write_lineage
+
+    lm = open_model(made.model)
+    with Bar() as tell:
+        out = run(lm, made.corpus, made.harvest, to, tell=tell)
+    if _first():
+        write_lineage(to, "harvest", made, {"model": of_model(lm), "corpus": of_corpus(made.corpus)})
+    print_json(screen.plain(out)) if json_ else screen.show_harvested(out, to)
+
+
+@click.command()
+@click.argument("source", metavar="SHARDS|RECIPE")
+@click.option("--to", required=True, help="The folder of the SAE; a training that is begun there is gone on with.")
+@click.option("--recipe", help="With SHARDS: the recipe whose [train] counts.")
+@click.option("--device", help="Where it is trained: cpu, cuda. [default: the GPU where there is one]")
+@click.option("--feature-processes", default=1, show_default=True, help="Under torchrun: that share one dictionary.")
+@knob_options("train")
+@settings
+@as_json
+def train(
+    source: str,
+    to: str,
+    recipe: str | None,
+    device: str | None,
+    feature_processes: int,
+    settings: tuple[str, ...],
+    json_: bool,
+    **options: Any,
+) -> None:
+    """Train an SAE, or several, on shards; or straight on what a recipe's model makes of its text.
+
+    A folder called plot is ./plot.
+    """
+    stored = (Path(source) / "manifest.json").is_file()
+    if recipe and not stored:
+        raise BadInput(f"--recipe goes with shards, and '{source}' is no folder of them.")
+    made = load_recipe(recipe if stored else source, settings, gathered(options)).need("train")
+    from sparsight import screen
+    from sparsight.lm.pretrained import as_device, best_device
+    from sparsight.recipes.lineage import write_lineage
+    from sparsight.train.parallel import Team
+    from sparsight.train.run import train as run
+
+    where = best_device() if device is None else as_device(device)
+    team = Team.from_environment(where, feature_processes)
+    activations, inputs = _shards(source) if stored else _stream(made.need("corpus").need("harvest"), team)
+    with Bar() as tell:
+        saes = run(activations, made.train, to, tell, team, where)
+    if team.rank == 0:
+        write_lineage(to, "train", made, inputs)
+        about = [_about(sae) for sae in saes]
+        print_json({"to": to, "saes": about}) if json_ else [screen.show_table(one) for one in about]
+
+
+def _about(sae: Any) -> dict[str, Any]:
+    """What a training made, and its figures on held-out tokens."""
+    notes = sae.config.notes
+    said = {"SAE": sae.fingerprint, "hook point": sae.config.hook_point, "features": sae.d_hidden}
+    return {**said, "tokens": notes["tokens"], **{name: round(value, 4) for name, value in notes["held_out"].items()}}
+
+
+def _shards(path: str) -> tuple[Any, dict[str, Any]]:
+    """What is trained on, and its hashes: a store's shards."""
+    from sparsight.shards.shards import Shards
+
+    found = Shards(path)
+    return found, {"shards": {"path": path, "tokens": len(found), "fingerprint": found.fingerprint}}
+
+
+def _stream(made: Recipe, team: Any) -> tuple[Any, dict[str, Any]]:
+    """What is trained on, and its hashes: activations as the model makes them, those of the text's part for validation
+    held out."""
+    from sparsight.harvest.stream import stream
+    from sparsight.recipes.lineage import of_corpus, of_model
+    from sparsight.train.source import StreamSource
+
+    lm, place = open_model(made.model), {"rank": team.data_rank, "world": team.data}
+
+    def pieces(part: str) -> Callable[[Any], Any]:
+        text = replace(made.corpus, part=part)
+        return lambda position: stream(lm, text, made.harvest, position, **place)
+
+    inputs = {"model": of_model(lm), "corpus": of_corpus(made.corpus)}
+    of = {"model": lm.name, "model_revision": inputs["model"].get("commit") or "", "settings": made.to_toml(*TEXT)}
+    rows = MIXED * made.train[0].batch // team.data
+    source = StreamSource(pieces("train"), pieces("validation"), made.harvest.hook_points, of, rows, made.train[0].seed)
+    return source, inputs
+
+
+@click.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--to", help="The picture's file. [default: loss.png in DIR]")
+def train_plot(folder: str, to: str | None) -> None:
+    """Draw the course of a training: losses, L0 and dead features, step by step."""
+    from sparsight.train.plot import plot
+
+    click.echo(plot(folder, to))
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--sae", "-s", help="A folder, the model card's .pth, a repository on the hub. [default: the demo's own]")
+@click.option("--hook-point", help="Where the SAE reads, as model.layers.19. [default: what the SAE says]")
+@click.option("--recipe", help="A recipe whose [model], [corpus] and [evaluate] count.")
+@click.option("--to", help="A JSON file for the report.")
+@knob_options("evaluate")
+@knob_options("model", without=("name",))
+@knob_options("corpus", "corpus-", CORPUS)
+@settings
+@as_json
+def evaluate(
+    model: str | None,
+    sae: str | None,
+    hook_point: str | None,
+    recipe: str | None,
+    to: str | None,
+    settings: tuple[str, ...],
+    json_: bool,
+    **options: Any,
+) -> None:
+    """How good an SAE is on text: what it reconstructs, and the model's loss with it spliced in.
+
+    MODEL is 'demo', a folder or a name on the hub. A recipe that trains on part 'train' of its corpus is evaluated on
+    part 'validation'.
+    """
+    given = gathered(options)
+    if model is not None:
+        given.setdefault("model", {})["name"] = model
+    made = load_recipe(recipe, settings, given).need("corpus").need("evaluate")
+    if made.corpus.part == "train" and "part" not in given.get("corpus", {}):
+        made = replace(made, corpus=replace(made.corpus, part="validation"))
+    if sae is None and made.model.name != "demo":
+        raise BadInput("Which SAE? Give --sae: a folder, the model card's .pth, a repository on the hub.")
+    from sparsight import screen
+    from sparsight.evaluate.evaluate import evaluate as run
+    from sparsight.recipes.lineage import of_corpus, of_model, write_lineage
+    from sparsight.sae.files import load_sae
+    from sparsight.scope.load import demo_folder
+
+    lm = open_model(made.model)
+    loaded = load_sae(sae or demo_folder() / "sae", dtype=lm.dtype)
+    with Bar() as tell:
+        report = run(lm, loaded, made.corpus, made.evaluate, tell, hook_point=hook_point)
+    if to is not None:
+        report.save(to)
+        inputs = {"model": of_model(lm), "sae": loaded.fingerprint, "corpus": of_corpus(made.corpus)}
+        write_lineage(to, "evaluate", made, inputs)
+    print_json(report.to_json()) if json_ else screen.show_report(report)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("to")
+@click.option("--as", "as_", type=click.Choice(FORMATS), default="native", show_default=True, help="The format of TO.")
+def convert(source: str, to: str, as_: str) -> None:
+    """Write an SAE in another format. SOURCE is read in whatever format it has."""
+    from sparsight.sae.convert import convert as run
+
+    click.echo(f"Wrote {run(source, to, as_)}")
+
+
+def _first() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
