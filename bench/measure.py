@@ -23,6 +23,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "nnsight", "transformer-lens", "sae-lens", "triton")
+PACKAGES += ("dictionary-learning", "eai-sparsify", "numba")
 
 
 Case = Callable[["Clock"], Any]  # does its work, ticking; what it returns is handed back from the warm-up run
