@@ -42,7 +42,7 @@ def names() -> list[str]:
 
 
 def trainer(name: str, job: Job) -> Trainer:
-    """"sparsight TopK", "SAELens TopK", ...: by name."""
+    """ "sparsight TopK", "SAELens TopK", ...: by name."""
     library, objective = train_peers.parts(name)
     return ours(objective, job) if library == OURS else train_peers.peer(name, job)
 

@@ -376,6 +376,35 @@ def sparsify(objective: str, job: Job) -> Trainer:
     return Trainer(prepare, step, tensors, lambda: at_rest(lambda: finished(tensors(), "topk", job)), own)
 
 
+# ── inputs of the size that a library's settings suppose ────────────────────────────────────────────────────
+
+
+def sized(make: Callable[[Job], Trainer], job: Job, size: float, x: Tensor) -> Trainer:
+    """A trainer that is fed rows of this root mean square norm, and whose SAE reads rows as they come.
+
+    x: rows from which their norm is taken. Libraries scale what they train on, and fold the scale into the SAE.
+    """
+    factor = size / float(x.pow(2).sum(1).mean().sqrt())
+    inner = make(job)
+
+    def out() -> SparseAutoEncoder:
+        sae = inner.sae()
+        for name in ("b_enc", "b_dec", "b_mag", "threshold"):
+            if hasattr(sae, name):
+                getattr(sae, name).div_(factor)
+        return sae
+
+    return Trainer(lambda x: inner.prepare(x * factor), lambda x: inner.step(x * factor), inner.tensors, out)
+
+
+def size_of(name: str, d_in: int) -> float:
+    """The root mean square norm that a library's own settings are made for."""
+    return 1.0 if name in UNIT else d_in**0.5
+
+
+UNIT = ("dictionary_learning JumpReLU",)  # its bandwidth and penalty are, as its trainSAE(normalize_activations=True)
+
+
 # ── all of them ───────────────────────────────────────────────────────────────────────────────────────────
 
 LIBRARIES: dict[str, tuple[str, Callable[[str, Job], Trainer], tuple[str, ...]]] = {
@@ -398,7 +427,7 @@ def aside(folder: str | None) -> None:
 
 
 def names() -> list[str]:
-    """"SAELens TopK", ...: of the libraries that are installed; says which are not."""
+    """ "SAELens TopK", ...: of the libraries that are installed; says which are not."""
     out = []
     for library, (package, _, objectives) in LIBRARIES.items():
         if importlib.util.find_spec(package) is None:
