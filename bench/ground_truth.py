@@ -20,8 +20,6 @@ How to install the peers: see train_peers.py.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -120,11 +118,7 @@ def main() -> None:
     train_peers.aside(asked.peers)
     samples = asked.samples or (QUICK if asked.quick else SAMPLES)
     into = asked.into or ("ground_truth_quick" if asked.quick else "ground_truth")
-    path = measure.RESULTS / f"{into}.json"
-    settings = {"samples": samples, "batch": BATCH, "toy": asdict(Toy())}
-    result = json.loads(path.read_text()) if path.exists() else {"settings": settings, "runs": {}}
-    if result["settings"] != settings:
-        sys.exit(f"{path} is of other settings: {result['settings']}; name another by --into.")
+    result = measure.resumed(into, {"samples": samples, "batch": BATCH, "toy": asdict(Toy())})
     runs = result["runs"]
     for kind, name, coefficient, seed in wanted(runs, train_ours.chosen(asked.only), asked.toys, asked.seeds, Toy().l0):
         place = f"{kind}, {name}, coefficient {coefficient:g}, seed {seed}"
@@ -135,7 +129,7 @@ def main() -> None:
         job = Job(toy.d_in, toy.features, BATCH, steps, toy.l0, coefficient, dead_after=samples // 10, seed=seed)
         about = {"toy": kind, "name": name, "coefficient": coefficient, "seed": seed}
         runs[place] = about | run(name, toy, job)
-        measure.save(into, {"machine": measure.machine(), **result})
+        measure.save(into, result | {"machine": measure.machine()})
         r = runs[place]
         print(
             f"{place:62} MMCS {r['mmcs']:.3f}  MCC {r['mcc']:.3f}  found {r['recovered']:.2f}  dead {r['dead']:.3f}  "

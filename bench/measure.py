@@ -120,6 +120,16 @@ def save(name: str, result: Mapping[str, Any]) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(rounded(result), indent=1) + "\n")
 
 
+def resumed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{"settings", "runs": {...}} of bench/results/<name>.json, or of none yet; its runs are not to be done again."""
+    path = RESULTS / f"{name}.json"
+    settings = rounded(json.loads(json.dumps(settings)))
+    there = json.loads(path.read_text()) if path.exists() else {"settings": settings, "runs": {}}
+    if there["settings"] != settings:
+        raise SystemExit(f"{path} is of other settings: {there['settings']}; name another file by --into.")
+    return there
+
+
 def rounded(value: Any) -> Any:
     """Floats to five digits, all the way down."""
     if isinstance(value, float):

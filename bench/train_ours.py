@@ -23,8 +23,8 @@ def ours(objective: str, job: Job, like: str | None = None) -> Trainer:
         sae()        the SparseAutoEncoder as it is now, a copy, with the threshold of a BatchTopK in place
         own          None
 
-    Of the job: job.l0 is the L0 to land at, whatever the objective (job.penalty is not needed where we aim); the rate is
-    job.lr · job.rate(step). job.dead_after: None takes our own.
+    Of the job: job.l0 is the L0 to land at, whatever the objective (job.penalty is not needed where we aim); the rate
+    is job.lr · job.rate(step). job.dead_after: None takes our own.
     like: "torch", "SAELens", "dictionary_learning" or "sparsify": with its loss, constraints and optimiser, exactly,
     and job.penalty as the coefficient, so that both descend the same curve. Only asked for TopK and L1 (and "April").
     """

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -283,7 +284,7 @@ def dictionary_learning_trainer(objective: str, job: Job) -> Any:
     from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate
 
     widths = [0, *matryoshka_widths(job)]
-    parts = [(b - a) / job.d_hidden for a, b in zip(widths, widths[1:], strict=False)]
+    parts = [(b - a) / job.d_hidden for a, b in itertools.pairwise(widths)]
     warm = {"sparsity_warmup_steps": job.of_steps(job.penalty_warmup)}
     l1 = {"l1_penalty": job.penalty, **warm}
     k = {"k": job.k, "threshold_start_step": min(1000, job.steps // 2)}
