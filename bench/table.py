@@ -13,8 +13,9 @@ from pathlib import Path
 
 from measure import RESULTS, ratios
 
+from sparsight.evaluate.synthetic import KINDS as TOYS
+
 ROOT = Path(__file__).parent.parent
-KINDS_OF_TOYS = ("iid", "zipf", "correlated", "hierarchical")
 PAGES = (ROOT / "docs" / "speed.md", ROOT / "docs" / "demo.md", ROOT / "src" / "sparsight" / "demo" / "README.md")
 
 
@@ -223,7 +224,7 @@ def pareto(result: dict) -> str:
 TABLES = {
     "train_step": ("train_step", train_step),
     "train_step_big": ("train_step_big", train_step),
-    **{f"ground_truth_{kind}": ("ground_truth", ground_truth(kind)) for kind in KINDS_OF_TOYS},
+    **{f"ground_truth_{kind}": ("ground_truth", ground_truth(kind)) for kind in TOYS},
     "pareto": ("pareto", pareto),
     "decode_small": ("decode_small", decode),
     "decode_deep": ("decode_deep", decode),
