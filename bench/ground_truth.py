@@ -8,9 +8,9 @@ decayed over the last 20 % (Signum has its own rate and no schedule). A feature 
 revival after a tenth of the samples: the libraries' numbers are made for longer runs. Inputs have a mean square norm of
 d_in, as most libraries make them, or 1 where a library's settings suppose that (train_peers.UNIT).
 
-What has no L0 to aim at, but a coefficient, is run with several on the first seed; the one whose L0 is closest to 8 is
-told, and run on the other seeds. On 65,536 held-out samples: FVU (centred) and L0 of the finished SAE; its features
-that do not fire there are dead. Recovery is against the toy's directions (evaluate.synthetic.score).
+What its coefficient decides, L0 or how well that is kept, is run with several on the first seed; the one whose L0 is
+closest to 8 is told, and run on the other seeds. On 65,536 held-out samples: FVU (centred) and L0 of the finished SAE;
+its features that do not fire there are dead. Recovery is against the toy's directions (evaluate.synthetic.score).
 
 Each run is written to bench/results/ground_truth.json as it ends, and not run again: a run that was stopped goes on.
 Delete the file, or name it otherwise by --into, to begin anew. --quick: a tenth of the samples, in a file of its own.
@@ -37,13 +37,19 @@ from sparsight.sae.sae import SparseAutoEncoder
 SAMPLES, BATCH, HELD_OUT = 6_144_000, 4096, 65_536
 QUICK = 614_400
 AFTER = 2**40  # batch numbers from here on are held out
-COEFFICIENTS = {"L1": (3.0, 4.0, 5.0), "April": (3.0, 4.0, 5.0), "Gated": (3.0, 4.0, 5.0)}
+COEFFICIENTS = {  # of a trainer, or of an objective
+    "L1": (4.0, 5.0, 6.0, 7.0),
+    "April": (4.0, 5.0, 6.0, 7.0),
+    "Gated": (5.0, 6.0, 7.0),
+    "dictionary_learning Gated": (0.35, 0.45, 0.6),
+    "SAELens JumpReLU": (0.01, 0.1),  # of its loss that aims at an L0; with 1, a fifth of the features die
+}
 
 
 def coefficients(name: str) -> Sequence[float]:
     """Those to try; one that means nothing where an L0 is aimed at. Ours aims."""
     library, objective = train_peers.parts(name)
-    return (1.0,) if library == train_ours.OURS else COEFFICIENTS.get(objective, (1.0,))
+    return (1.0,) if library == train_ours.OURS else COEFFICIENTS.get(name, COEFFICIENTS.get(objective, (1.0,)))
 
 
 def run(name: str, toy: Toy, job: Job) -> dict[str, Any]:

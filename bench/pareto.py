@@ -44,8 +44,9 @@ def points(name: str, l0s: list[float], ladder: list[float]) -> list[tuple[float
     """(L0 aimed at, coefficient) of each run of a trainer; the first is 0 where only the coefficient decides."""
     library, objective = train_peers.parts(name)
     if library != train_ours.OURS and objective in train_peers.PENALISED:
-        return [(0.0, coefficient) for coefficient in ladder]
-    return [(l0, 1.0) for l0 in l0s]
+        shrunk = 0.1 if name in train_peers.UNIT else 1.0  # features of smaller inputs are smaller
+        return [(0.0, coefficient * shrunk) for coefficient in ladder]
+    return [(l0, 0.01 if name == "SAELens JumpReLU" else 1.0) for l0 in l0s]
 
 
 class Rows:

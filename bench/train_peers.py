@@ -403,7 +403,9 @@ def size_of(name: str, d_in: int) -> float:
     return 1.0 if name in UNIT else d_in**0.5
 
 
-UNIT = ("dictionary_learning JumpReLU",)  # its bandwidth and penalty are, as its trainSAE(normalize_activations=True)
+# Their bandwidths and first thresholds are small: at a norm of sqrt(d_in) a threshold, which moves by no more than the
+# rate a step, would not arrive within the runs of these benchmarks.
+UNIT = ("SAELens JumpReLU", "dictionary_learning JumpReLU", "dictionary_learning Gated")
 
 
 # ── all of them ───────────────────────────────────────────────────────────────────────────────────────────
