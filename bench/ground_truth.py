@@ -4,9 +4,10 @@
 
 The toys of sparsight.evaluate.synthetic: 128 dimensions, 512 features, 8 active. Every trainer learns 512 features from
 the same 6.1 million samples of a seed, in batches of 4,096, with Adam's rate 1e-3, warmed up over 5 % of the steps and
-decayed over the last 20 % (Signum has its own rate and no schedule). A feature counts as dead for a library's own
-revival after a tenth of the samples: the libraries' numbers are made for longer runs. Inputs have a mean square norm of
-d_in, as most libraries make them, or 1 where a library's settings suppose that (train_peers.UNIT).
+decayed over the last 20 %; sparsify's decays all the way, and Signum has its own rate and no schedule, as its Trainer
+has them. A feature counts as dead for a library's own revival after a tenth of the samples: the libraries' numbers are
+made for longer runs. Inputs have a mean square norm of d_in, as most libraries make them, or 1 where a library's
+settings suppose that (train_peers.UNIT).
 
 What its coefficient decides, L0 or how well that is kept, is run with several on the first seed; the one whose L0 is
 closest to 8 is told, and run on the other seeds. On 65,536 held-out samples: FVU (centred) and L0 of the finished SAE;
