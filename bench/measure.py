@@ -23,6 +23,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "nnsight", "transformer-lens", "sae-lens", "triton")
+PACKAGES += ("dictionary-learning", "eai-sparsify", "numba")
 
 
 Case = Callable[["Clock"], Any]  # does its work, ticking; what it returns is handed back from the warm-up run
@@ -117,6 +118,16 @@ def save(name: str, result: Mapping[str, Any]) -> None:
     """bench/results/<name>.json."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(rounded(result), indent=1) + "\n")
+
+
+def resumed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{"settings", "runs": {...}} of bench/results/<name>.json, or of none yet; its runs are not to be done again."""
+    path = RESULTS / f"{name}.json"
+    settings = rounded(json.loads(json.dumps(settings)))
+    there = json.loads(path.read_text()) if path.exists() else {"settings": settings, "runs": {}}
+    if there["settings"] != settings:
+        raise SystemExit(f"{path} is of other settings: {there['settings']}; name another file by --into.")
+    return there
 
 
 def rounded(value: Any) -> Any:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 from measure import RESULTS, ratios
+
+from sparsight.evaluate.synthetic import KINDS as TOYS
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -163,7 +166,76 @@ def demo_fresh(result: dict) -> str:
     return "\n".join([*lines, "", machine(result)])
 
 
+# ── training ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def train_step(result: dict) -> str:
+    """A row a trainer, the fastest first; then whether ours descends the peers' curves."""
+    cases = result["cases"]
+    plain = cases["torch L1"]["ratio"][0] if "torch L1" in cases else None
+    heads = ("trainer", "ms", "rows/s", "÷ products (min–max)", "÷ plain torch", "L0", "its memory, MB", "peak, MB")
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for name, case in sorted(cases.items(), key=lambda item: item[1]["ratio"][0]):
+        middle, low, high = case["ratio"]
+        cells = [f"{case['ms']:,.0f}", f"{case['rows_per_second']:,.0f}", f"{middle:.2f} ({low:.2f}–{high:.2f})"]
+        cells += [f"{middle / plain:.2f}" if plain else "–", f"{case['l0']:.0f}"]
+        cells += [f"{case[part] / 1e6:,.0f}" for part in ("trainer_bytes", "peak_bytes")]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for name, told in result["curves"].items():
+        said = "the same curve" if told["same"] else "another curve"
+        lines.append(f"\nWith the settings of {name}, from its start: {said}, {told['apart']:.2%} apart at worst.")
+    loud = [name for name, case in cases.items() if not case["quiet"]]
+    if loud:
+        lines.append(f"\nThe machine was never quiet for: {', '.join(loud)}.")
+    return "\n".join([*lines, "", machine(result)])
+
+
+def ground_truth(kind: str) -> Callable[[dict], str]:
+    """A table of one toy: a row a trainer, the mean over the seeds, the best first."""
+
+    def table(result: dict) -> str:
+        found: dict[str, list[dict]] = {}
+        for r in result["runs"].values():
+            if r["toy"] == kind:
+                found.setdefault(r["name"], []).append(r)
+        heads = ("trainer", "MMCS (min–max)", "MCC", "recovered", "dead", "FVU", "L0", "s", "seeds")
+        rows = []
+        for name, runs in found.items():
+            l0 = result["settings"]["toy"]["l0"]
+            best = min(runs, key=lambda r: abs(r["l0"] - l0))["coefficient"]
+            runs = [r for r in runs if r["coefficient"] == best]
+            mean = {key: statistics.mean(r[key] for r in runs) for key in ("mmcs", "mcc", "recovered", "dead", "fvu")}
+            mean |= {key: statistics.mean(r[key] for r in runs) for key in ("l0", "seconds")}
+            spread = f"{mean['mmcs']:.3f} ({min(r['mmcs'] for r in runs):.3f}–{max(r['mmcs'] for r in runs):.3f})"
+            cells = [spread, f"{mean['mcc']:.3f}", f"{mean['recovered']:.2f}", f"{mean['dead']:.1%}"]
+            cells += [f"{mean['fvu']:.3f}", f"{mean['l0']:.1f}", f"{mean['seconds']:.0f}", str(len(runs))]
+            said = f"{name}, coefficient {best:g}" if len({r["coefficient"] for r in found[name]}) > 1 else name
+            rows.append((mean["mmcs"], f"| {said} | " + " | ".join(cells) + " |"))
+        lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+        lines += [line for _, line in sorted(rows, reverse=True)]
+        return "\n".join([*lines, "", machine(result)])
+
+    return table
+
+
+def pareto(result: dict) -> str:
+    """A row a run, by trainer, then by L0."""
+    heads = ("trainer", "aim", "L0", "FVU", "dead", "loss recovered", "from the mean")
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for r in sorted(result["runs"].values(), key=lambda r: (r["name"], r["l0"])):
+        aim = f"L0 {r['aim']:g}" if r["aim"] else f"coefficient {r['coefficient']:g}"
+        loss = [r.get("loss_recovered"), r.get("loss_recovered_from_mean")]
+        cells = [aim, f"{r['l0']:.1f}", f"{r['fvu']:.3f}", f"{r['dead']:.1%}"]
+        cells += ["–" if value is None else f"{value:.3f}" for value in loss]
+        lines.append(f"| {r['name']} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", machine(result)])
+
+
 TABLES = {
+    "train_step": ("train_step", train_step),
+    "train_step_big": ("train_step_big", train_step),
+    **{f"ground_truth_{kind}": ("ground_truth", ground_truth(kind)) for kind in TOYS},
+    "pareto": ("pareto", pareto),
     "decode_small": ("decode_small", decode),
     "decode_deep": ("decode_deep", decode),
     "read": ("read", read),
