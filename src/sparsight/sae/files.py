@@ -17,9 +17,10 @@ from torch import Tensor
 
 from sparsight.disk import first_line, read_json, write_json
 from sparsight.errors import BadFile, BadInput, Mismatch
+from sparsight.sae.config import SaeConfig, content_hash
 from sparsight.sae.disk import read_safetensors, write_safetensors
 from sparsight.sae.foreign import PUBLISHED, read_card, read_saelens
-from sparsight.sae.sae import SaeConfig, SparseAutoEncoder, content_hash
+from sparsight.sae.sae import SparseAutoEncoder
 
 SCHEMA = 1
 
