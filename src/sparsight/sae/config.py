@@ -23,8 +23,9 @@ class SaeConfig:
     mean, divide by its standard deviation; "constant_norm": scale the token to norm sqrt(d_in). A fixed scale for
     all tokens needs no word here: readers fold it into the weights.
 
-    d_out, hook_point_out: of a transcoder, which predicts what hook_point_out holds from what hook_point does. Either
-    of them given makes it one, where d_out is d_in too; a transcoder undoes no normalization.
+    d_out, hook_point_out: of a transcoder, which predicts what hook_point_out holds from what hook_point does. d_out
+    given makes it one, where it is d_in too; unsaid, it becomes d_in where the two hook points differ. A transcoder
+    undoes no normalization.
     skip: x_hat has x @ W_skipᵀ added (Paulo et al. 2025).
     """
 
@@ -43,6 +44,8 @@ class SaeConfig:
     notes: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        if self.d_out is None and self.hook_point_out not in (None, self.hook_point):
+            object.__setattr__(self, "d_out", self.d_in)
         for name in ("d_in", "d_hidden") if self.d_out is None else ("d_in", "d_hidden", "d_out"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise BadInput(f"{name} must be a whole number above zero, not {getattr(self, name)!r}.")
@@ -65,7 +68,7 @@ class SaeConfig:
     @property
     def transcoder(self) -> bool:
         """Whether it writes another thing than it reads."""
-        return self.d_out is not None or self.hook_point_out not in (None, self.hook_point)
+        return self.d_out is not None
 
 
 def content_hash(config: SaeConfig, tensors: dict[str, Tensor]) -> str:
