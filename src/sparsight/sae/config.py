@@ -49,6 +49,9 @@ class SaeConfig:
         for name in ("d_in", "d_hidden") if self.d_out is None else ("d_in", "d_hidden", "d_out"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise BadInput(f"{name} must be a whole number above zero, not {getattr(self, name)!r}.")
+        for name in ("model", "model_revision", "hook_point", "hook_point_out"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise BadInput(f"{name} is a name, or unsaid, not {getattr(self, name)!r}.")
         if self.activation not in ACTIVATIONS:
             raise BadInput(f"No activation {self.activation!r}. There are: {', '.join(ACTIVATIONS)}.")
         if self.normalization not in NORMALIZATIONS:

@@ -59,7 +59,7 @@ def download_saelens(name: str) -> SparseAutoEncoder:
         theirs = SAE.from_pretrained(release, sae_id, device="cpu")
         cfg, tensors = theirs.cfg.to_dict(), {k: t.detach() for k, t in theirs.state_dict().items()}
     except Exception as error:  # of the hub, of its own list, of a file: it has no errors of its own
-        raise BadFile(f"SAELens has no SAE '{name}' to give: {first_line(error)}") from error
+        raise BadFile(f"No SAE at '{PREFIX}{name}': SAELens gave none ({first_line(error)}).") from error
     return from_saelens(cfg, tensors, Path(f"{PREFIX}{name}"))
 
 
@@ -187,6 +187,8 @@ def write_saelens(sae: SparseAutoEncoder, folder: str | Path) -> Path:
 def architecture_of(config: SaeConfig) -> str:
     """SAELens' word for an SAE. Raises BadInput where it has none."""
     activation = "jumprelu" if config.activation == "batchtopk" else config.activation
+    if config.transcoder and config.apply_b_dec_to_input:
+        raise BadInput("SAELens' transcoders do not subtract b_dec from their input; this one does.")
     plain = {ours: theirs for theirs, ours in ACTIVATIONS.items() if "transcoder" not in theirs}
     if not config.transcoder and not config.skip and activation in plain:
         return plain[activation]

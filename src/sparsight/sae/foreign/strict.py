@@ -37,13 +37,12 @@ def read_state(path: Path) -> dict[Any, Any]:
 def read_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of a .npz; an array of Python objects would be a pickle, and is refused."""
     try:
-        found = np.load(path)  # numpy unpickles only where asked to
-        if not isinstance(found, np.lib.npyio.NpzFile):
-            raise BadFile(f"'{path}' is no .npz file: it holds one array.")
-        with found:
-            return {name: torch.from_numpy(np.ascontiguousarray(found[name])) for name in found.files}
-    except BadFile:
-        raise
+        with path.open("rb") as handle:
+            found = np.load(handle)  # numpy unpickles only where asked to
+            if not isinstance(found, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array, not several by name")
+            with found:
+                return {name: torch.from_numpy(found[name]) for name in found.files}
     except Exception as error:  # a damaged zip raises nearly anything: zlib.error, EOFError, NotImplementedError, ...
         raise BadFile(f"Cannot read '{path}' as .npz: {first_line(error)}") from error
 
