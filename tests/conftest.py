@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparsight.lm.lm import ObservableLanguageModel
+from sparsight.sae.activation import CHOOSING
 from sparsight.sae.sae import SparseAutoEncoder
 from sparsight.scope.scope import Scope
 
@@ -99,7 +100,7 @@ def random_sae(
 ) -> SparseAutoEncoder:
     """Random weights with some features active, some not; scales between 0.5 and 1.5."""
     g = torch.Generator().manual_seed(seed)
-    if activation == "topk":
+    if activation in CHOOSING:
         more.setdefault("k", 8)
     more.setdefault("hook_point", HOOK)
     sae = SparseAutoEncoder(d_in, FEATURES, dtype=torch.float64, activation=activation, **more)

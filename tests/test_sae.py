@@ -1,20 +1,24 @@
 """The maths of a sparse autoencoder, against the plain formula in float64 and the model card's own class."""
 
 import weakref
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
-from conftest import FEATURES, D, random_sae
+from conftest import FEATURES, HOOK, D, random_sae
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import sparsight
 from sparsight.errors import BadInput, NoFeature
-from sparsight.sae.activation import ACTIVATIONS, evaluate, largest
+from sparsight.sae.activation import ACTIVATIONS, CHOOSING, evaluate, largest
 from sparsight.sae.codes import Codes
-from sparsight.sae.sae import NORMALIZATIONS, SaeConfig, SparseAutoEncoder
+from sparsight.sae.config import NORMALIZATIONS, SaeConfig
+from sparsight.sae.files import load_sae, save_sae
+from sparsight.sae.sae import SparseAutoEncoder
 
 KINDS = list(product(ACTIVATIONS, (False, True), NORMALIZATIONS))
 kinds = pytest.mark.parametrize(("activation", "apply", "normalization"), KINDS)
@@ -54,6 +58,12 @@ def plain(sae: SparseAutoEncoder, x: Tensor) -> tuple[Tensor, Tensor]:
             features = torch.where(pre > 0, magnitude.clamp_min(0), 0.0)
         if sae.config.activation == "topk":
             strongest = sorted(range(len(pre)), key=lambda i, pre=pre: -float(pre[i]))[: sae.config.k]
+            features = torch.zeros_like(pre)
+            features[strongest] = pre[strongest].clamp_min(0)
+        if sae.config.activation == "groupmax":
+            width = len(pre) // sae.config.k
+            groups = [range(low, low + width) for low in range(0, len(pre), width)]
+            strongest = [max(group, key=lambda i, pre=pre: float(pre[i])) for group in groups]
             features = torch.zeros_like(pre)
             features[strongest] = pre[strongest].clamp_min(0)
         out.append(((features @ p["W_dec"] + p["b_dec"]) * size + mean, features))
@@ -186,7 +196,7 @@ def test_a_state_dict_travels_with_its_scale_also_inside_another_module():
 def whole_numbers(activation: str, apply: bool, dtype: torch.dtype, seed: int, n: int = 24, d: int = 6, k: int = 3):
     """An SAE of small whole numbers: every sum is exact, in any order and any dtype, and ties are everywhere."""
     g = torch.Generator().manual_seed(seed)
-    k_of = {"k": k} if activation == "topk" else {}
+    k_of = {"k": k} if activation in CHOOSING else {}
     sae = SparseAutoEncoder(d, n, dtype=dtype, activation=activation, apply_b_dec_to_input=apply, **k_of)
     for name, parameter in sae.named_parameters():
         if name != "r_mag":  # a gain of exactly 1
@@ -265,7 +275,7 @@ class Watched(TorchDispatchMode):
 @pytest.mark.parametrize(("d_in", "n"), [(16, 4096), (512, 64)])
 @activations
 def test_encoding_to_codes_keeps_to_its_memory(unchecked, activation, d_in, n, bias, dtype):
-    k_of = {"k": 32} if activation == "topk" else {}
+    k_of = {"k": 32} if activation in CHOOSING else {}
     more = {"apply_b_dec_to_input": True, "normalization": "layer_norm"} | k_of
     sae = SparseAutoEncoder(d_in, n, dtype=torch.float32, activation=activation, **more)
     sae.W_enc.copy_(torch.randn(n, d_in, generator=torch.Generator().manual_seed(0)) / 2 / d_in**0.5)
@@ -309,7 +319,7 @@ def test_a_few_features_of_a_bf16_sae_are_computed_in_float32(activation):
     """In bf16 the whole encode rounds every step; the few are exact for the same weights and the same bf16 input."""
     sae, x = of(activation, dtype=torch.bfloat16), tokens(9, D)
     few, indices = sae.encode_features(x, range(FEATURES)), torch.arange(FEATURES)
-    if activation == "topk":  # which ones pass depends on all of them: those of encode
+    if activation in CHOOSING:  # which ones pass depends on all of them: those of encode
         torch.testing.assert_close(few, sae.encode(x), rtol=0, atol=0)
     else:
         assert few.dtype == torch.float32
@@ -318,7 +328,7 @@ def test_a_few_features_of_a_bf16_sae_are_computed_in_float32(activation):
         torch.testing.assert_close(few, wide.encode(x.bfloat16()), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "topk"])
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a not in CHOOSING])
 def test_rows_hold_all_that_a_feature_needs(activation):
     sae, x = of(activation, dtype=torch.float64), tokens(5, D)
     rows = sae.rows([7, 3, 7])
@@ -379,6 +389,10 @@ def test_the_largest_are_the_largest_whatever_the_numbers(pre):
         ({"activation": "topk", "k": 2.0}, "A topk SAE needs k between 1 and 8, not 2.0"),
         ({"d_in": 0}, "d_in must be a whole number above zero, not 0"),
         ({"d_hidden": "8"}, "d_hidden must be a whole number above zero, not '8'"),
+        ({"activation": "groupmax"}, "A groupmax SAE needs k between 1 and 8, not None"),
+        ({"activation": "groupmax", "k": 3}, "k 3 does not divide 8 features"),
+        ({"d_out": 0}, "d_out must be a whole number above zero, not 0"),
+        ({"d_out": 5, "apply_b_dec_to_input": True}, "b_dec has 5 numbers: .* from an input of 4"),
     ],
 )
 def test_an_impossible_sae_is_refused_with_the_reason(unchecked, asked, said):
@@ -400,6 +414,46 @@ def test_the_fingerprint_is_of_what_is_computed():
     others = [random_sae(seed=1), sae.altered(apply_b_dec_to_input=True), sae.altered(normalization="layer_norm")]
     others += [sae.altered(activation="topk", k=k) for k in (8, 9)]
     assert len({sae.fingerprint, *(other.fingerprint for other in others)}) == 6
+
+
+def test_the_demos_fingerprint_stays_what_it_was():
+    assert sparsight.load("demo").sae.fingerprint == "9f0caa39b8f73fe7"
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize(("d_out", "skip"), [(D, False), (D, True), (D + 5, False), (D + 5, True)])
+@activations
+def test_a_transcoder_writes_what_another_hook_point_holds(tmp_path, activation, d_out, skip, normalization):
+    """Its features are those of an SAE with the same encoder; it adds the skip connection to its decoder's sum."""
+    about = {"d_out": d_out, "skip": skip, "normalization": normalization, "hook_point_out": "model.layers.2.mlp"}
+    sae, x = of(activation, False, dtype=torch.float64, **about), tokens(2, 3, D)
+    assert sae.W_dec.shape == (FEATURES, d_out)
+    x_hat, features = sae(x)
+    same = dict(sae.named_parameters()) | {"W_dec": torch.zeros(FEATURES, D), "b_dec": torch.zeros(D)}
+    same.pop("W_skip", None)
+    plainly = replace(sae.config, d_out=None, hook_point_out=None, skip=False)
+    torch.testing.assert_close(features, plain(SparseAutoEncoder.from_tensors(plainly, same), x)[1])
+    out = features @ sae.W_dec + sae.b_dec
+    torch.testing.assert_close(x_hat, out + x @ sae.W_skip.T if skip else out)
+    torch.testing.assert_close(sae.decode(sae.encode_codes(x)), out.reshape(-1, d_out))
+    assert sae.rows([3, 9]).decoder.shape == (2, d_out)
+    for other in (sae.moved("cpu", torch.float64), load_sae(save_sae(sae, tmp_path))):
+        assert (other.config, other.fingerprint) == (sae.config, sae.fingerprint)
+        torch.testing.assert_close(other(x)[0], x_hat)
+    assert f"{D} -> {FEATURES} -> {d_out}" in repr(sae)
+
+
+def test_an_sae_may_have_a_skip_connection_too():
+    sae, x = of("relu", skip=True, dtype=torch.float64), tokens(4, D)
+    assert not sae.config.transcoder
+    torch.testing.assert_close(sae(x)[0], plain(sae, x)[0] + x @ sae.W_skip.T)
+
+
+def test_a_transcoder_is_another_sae_than_one_with_the_same_weights():
+    sae = of(apply=False, activation="relu")
+    assert sae.altered(d_out=D).fingerprint != sae.fingerprint
+    assert sae.altered(d_out=D).config.transcoder
+    assert not sae.altered(hook_point_out=HOOK).config.transcoder
 
 
 def test_feature_units_stay_in_float32_when_the_rest_is_cast():

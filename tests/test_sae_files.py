@@ -23,9 +23,12 @@ import sparsight
 from sparsight.errors import BadFile, BadInput, Mismatch
 from sparsight.sae import disk
 from sparsight.sae.activation import ACTIVATIONS
+from sparsight.sae.config import NORMALIZATIONS
 from sparsight.sae.files import load_sae, save_sae
-from sparsight.sae.foreign import PUBLISHED, hook_name, module_path, read_card, read_saelens, write_card, write_saelens
-from sparsight.sae.sae import NORMALIZATIONS, SparseAutoEncoder
+from sparsight.sae.foreign.card import PUBLISHED, read_card, write_card
+from sparsight.sae.foreign.hooks import hook_name, module_path
+from sparsight.sae.foreign.saelens import read_saelens, write_saelens
+from sparsight.sae.sae import SparseAutoEncoder
 
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
 
@@ -412,15 +415,27 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path, content, said):
     [
         ({"decoder_linear.bias": ...}, r"missing tensors \['decoder_linear.bias'\], surplus \[\]"),
         ({"pre_bias": torch.zeros(3)}, r"missing tensors \[\], surplus \['pre_bias'\]"),
-        ({"decoder_linear.bias": torch.zeros(D + 1)}, r"b_dec is \[33\], must be \[32\]"),
-        ({"decoder_linear.weight": torch.zeros(FEATURES, D)}, r"W_dec is \[32, 128\], must be \[128, 32\]"),
-        ({"decoder_linear.weight": torch.zeros(2, 2, 2)}, "decoder_linear.weight has 3 axes"),
-        ({"encoder_linear.weight": torch.zeros(3)}, r"must be \[d_hidden, d_in\], it is \[3\]"),
-        ({"encoder_linear.weight": torch.zeros(0, D)}, r"must be \[d_hidden, d_in\], it is \[0, 32\]"),
-        ({"encoder_linear.bias": torch.zeros(FEATURES).int()}, "something other than floating-point tensors"),
-        ({"encoder_linear.bias": "hello"}, "something other than floating-point tensors"),
-        ({"encoder_linear.bias": torch.zeros(FEATURES).to_sparse()}, "something other than floating-point tensors"),
-        ({"encoder_linear.bias": torch.zeros(FEATURES).to(torch.float8_e5m2)}, "b_enc is torch.float8_e5m2, must be"),
+        ({"decoder_linear.bias": torch.zeros(D + 1)}, r"decoder_linear.bias is \[33\], must be \[d_in 32\]"),
+        (
+            {"decoder_linear.weight": torch.zeros(FEATURES, D)},
+            r"must be \[d_in 32, d_hidden 128\]",
+        ),
+        ({"decoder_linear.weight": torch.zeros(2, 2, 2)}, r"decoder_linear.weight is \[2, 2, 2\], must be"),
+        ({"encoder_linear.weight": torch.zeros(3)}, r"encoder_linear.weight is \[3\], must be \[d_hidden, d_in\]"),
+        (
+            {"encoder_linear.weight": torch.zeros(0, D)},
+            r"encoder_linear.weight is \[0, 32\], must be \[d_hidden, d_in\]",
+        ),
+        ({"encoder_linear.bias": torch.zeros(FEATURES).int()}, "bias is .*, must be a dense tensor"),
+        ({"encoder_linear.bias": "hello"}, "bias is .*, must be a dense tensor"),
+        (
+            {"encoder_linear.bias": torch.zeros(FEATURES).to_sparse()},
+            "bias is .*, must be a dense tensor",
+        ),
+        (
+            {"encoder_linear.bias": torch.zeros(FEATURES).to(torch.float8_e5m2)},
+            "is torch.float8_e5m2, must be",
+        ),
         ({"encoder_linear.bias": torch.full((FEATURES,), float("nan"))}, "b_enc holds values that are not finite"),
     ],
 )
@@ -497,9 +512,9 @@ def test_a_repository_that_is_not_there_is_named(path, monkeypatch, tmp_path):
 
 
 def test_a_file_of_no_known_format_is_refused_with_the_known_ones(tmp_path):
-    (tmp_path / "params.npz").write_bytes(b"")
-    for path in (tmp_path, tmp_path / "params.npz"):
-        refused(path, "native folder .sae.json., a SAELens folder .cfg.json. or the model card's .pth")
+    (tmp_path / "weights.bin").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "weights.bin"):
+        refused(path, "It reads native folders .sae.json., .*Gemma Scope .*, the model card's .pth")
 
 
 # ── SAELens ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -593,7 +608,7 @@ def test_a_batchtopk_sae_of_saelens_is_the_same_saved_for_use_or_in_training(len
 
 
 @pytest.mark.usefixtures("quiet")
-@activations
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "groupmax"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_what_is_exported_to_saelens_is_imported_to_the_bit(lens, tmp_path, activation, dtype):
     sae = random_sae(activation, dtype, apply_b_dec_to_input=True, normalization="layer_norm", model="a/model")

@@ -189,6 +189,15 @@ def test_an_empty_controller_changes_nothing_to_the_bit(dtype, activation):
     assert not torch.equal(beside[1], x[1])
 
 
+@pytest.mark.parametrize("d_out", [D, D + 8])
+def test_a_transcoder_reads_and_does_not_steer(lm, d_out):
+    scope = Scope(lm, random_sae(d_out=d_out, hook_point_out="model.layers.2.mlp"))
+    assert scope.read("Hello").codes
+    assert scope.complete("Hello", max_new_tokens=2).text is not None
+    with pytest.raises(BadInput, match=r"a transcoder \(it reads 'model.layers.2' and writes 'model.layers.2.mlp'\)"):
+        scope.complete("Hello", scope.features[3].nudge(1), max_new_tokens=2)
+
+
 def test_a_row_that_an_edit_does_not_touch_keeps_its_bits():
     sae = random_sae("relu", torch.bfloat16)
     x = torch.randn(1, 4, D).bfloat16()

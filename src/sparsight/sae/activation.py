@@ -7,7 +7,8 @@
     batchtopk   gain 1         shift 0                       threshold learned in training (Bussmann et al. 2024)
     gated       gain exp(r)    shift b_mag − exp(r) · b_enc  threshold 0 (Rajamanoharan et al. 2024a)
 
-`topk` (Gao et al. 2024) is the odd one: which features pass depends on all the others of the same token.
+Two are odd: which features pass depends on the others of the same token. `topk` (Gao et al. 2024): the k largest.
+`groupmax` (EleutherAI's sparsify): of each of k groups of neighbours, d_hidden / k features each, the largest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ACTIVATIONS = ("relu", "topk", "batchtopk", "jumprelu", "gated")
+CHOOSING = ("topk", "groupmax")  # the odd ones
+ACTIVATIONS = ("relu", *CHOOSING, "batchtopk", "jumprelu", "gated")
 
 
 def pointwise(
@@ -33,12 +35,6 @@ def pointwise(
     if threshold is not None:
         return value * (pre > threshold)
     return value if gain is None and shift is None else value * (pre > 0)
-
-
-def topk(pre: Float[Tensor, "*token feature"], k: int) -> Float[Tensor, "*token feature"]:
-    """Keep the k largest pre-activations of each token that are above zero."""
-    values, indices = largest(pre, k)
-    return torch.zeros_like(pre).scatter(-1, indices, torch.relu(values))
 
 
 def largest(
@@ -58,6 +54,14 @@ def largest(
     order |= torch.arange(pre.shape[-1] - 1, -1, -1, device=pre.device)
     indices = order.topk(k, dim=-1).indices
     return pre.gather(-1, indices), indices
+
+
+def groupmax(
+    pre: Float[Tensor, "*token feature"], groups: int
+) -> tuple[Float[Tensor, "*token group"], Int[Tensor, "*token group"]]:
+    """(values, indices) of the largest entry of each group of neighbours; of equal ones, the first."""
+    values, place = pre.unflatten(-1, (groups, -1)).max(dim=-1)
+    return values, place + torch.arange(groups, device=pre.device) * (pre.shape[-1] // groups)
 
 
 @dataclass(frozen=True)

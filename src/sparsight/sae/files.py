@@ -1,4 +1,4 @@
-"""The native SAE format, and the one door that loads any format.
+"""The native SAE format, and the doors: one that loads any format, one that turns it into another.
 
 folder/
   sae.safetensors    W_enc [d_hidden, d_in], b_enc, W_dec [d_hidden, d_in], b_dec; threshold, r_mag, b_mag where
@@ -8,7 +8,9 @@ folder/
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,28 @@ from torch import Tensor
 
 from sparsight.disk import first_line, read_json, write_json
 from sparsight.errors import BadFile, BadInput, Mismatch
+from sparsight.sae.config import SaeConfig, content_hash
 from sparsight.sae.disk import read_safetensors, write_safetensors
-from sparsight.sae.foreign import PUBLISHED, read_card, read_saelens
-from sparsight.sae.sae import SaeConfig, SparseAutoEncoder, content_hash
+from sparsight.sae.foreign.card import PUBLISHED, read_card, write_card
+from sparsight.sae.foreign.dictionary_learning import read_dictionary
+from sparsight.sae.foreign.gemma_scope import read_gemma_scope
+from sparsight.sae.foreign.llama_scope import WEIGHTS as LLAMA_SCOPE_WEIGHTS
+from sparsight.sae.foreign.llama_scope import read_llama_scope
+from sparsight.sae.foreign.openai import is_openai, read_openai
+from sparsight.sae.foreign.saelens import PREFIX, download_saelens, read_saelens, write_saelens
+from sparsight.sae.foreign.sparsify import WEIGHTS as SPARSIFY_WEIGHTS
+from sparsight.sae.foreign.sparsify import read_sparsify
+from sparsight.sae.foreign.strict import read_state
+from sparsight.sae.sae import SparseAutoEncoder
 
 SCHEMA = 1
+KNOWN = (
+    "native folders (sae.json), SAELens (cfg.json + sae_weights.safetensors), sparsify (cfg.json + sae.safetensors), "
+    "dictionary_learning (config.json + ae.pt), Gemma Scope (params.npz), Llama Scope (hyperparams.json), "
+    "the model card's .pth and OpenAI's .pt"
+)
+MARKS = ("sae.json", "cfg.json", "ae.pt", "params.npz", "hyperparams.json")  # one of these makes a folder an SAE
+DOWNLOADED = (*MARKS, "config.json", "sae_weights.safetensors", SPARSIFY_WEIGHTS, *LLAMA_SCOPE_WEIGHTS)
 
 
 def load_sae(
@@ -31,28 +50,50 @@ def load_sae(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> SparseAutoEncoder:
-    """An SAE from a file or folder of any known format, or from a Hugging Face repository.
+    """An SAE from a file or folder of any known format; the format is found by what lies there.
 
-    path: a native folder (sae.json), a SAELens folder (cfg.json), the model card's .pth file, or a repository
-    "owner/name" that holds one of these. d_model, expansion_factor: as on the card; given, they are checked.
+    path: a file or folder; a repository on the hub "owner/name", or a folder in one, "owner/name:layers.19"; or
+    "saelens:release/sae_id", for all that SAELens can download. docs/formats.md has the formats.
+    d_model, expansion_factor: as on the card; given, they are checked.
     dtype: of the loaded SAE; None keeps that of the file's encoder.
     Raises BadFile for a file that is absent, corrupt, unsafe or unknown; Mismatch where it has other sizes.
     """
-    found = _found(path)
-    if found.is_dir() and (found / "sae.json").exists():
-        sae = read_native(found)
-    elif found.is_dir() and (found / "cfg.json").exists():
-        sae = read_saelens(found)
-    elif found.suffix in (".pth", ".pt"):
-        sae = read_card(found)
+    if str(path).startswith(PREFIX):
+        sae = download_saelens(str(path).removeprefix(PREFIX))
     else:
-        known = "a native folder (sae.json), a SAELens folder (cfg.json) or the model card's .pth"
-        raise BadFile(f"No SAE that sparsight can read at '{path}'. It reads {known}.")
+        found = _found(path)
+        reader = _reader(found)
+        if reader is None:
+            within = [str(p.relative_to(found)) for p in _inside(found)]
+            todo = f" It holds others, name one: {', '.join(within)}." if within else ""
+            raise BadFile(f"No SAE that sparsight can read at '{path}'.{todo} It reads {KNOWN}.")
+        sae = reader(found)
     wanted = (d_model, None if expansion_factor is None else (d_model or sae.d_in) * expansion_factor)
     for asked, real, name in zip(wanted, (sae.d_in, sae.d_hidden), ("d_in", "d_hidden"), strict=True):
         if asked is not None and asked != real:
             raise Mismatch(f"Asked for an SAE with {name} {asked:,}; the one at '{path}' has {real:,}.")
     return sae.moved(device, dtype or sae.dtype)
+
+
+def convert(
+    source: str | Path | SparseAutoEncoder, to: str | Path, as_: str = "native", dtype: torch.dtype | None = None
+) -> Path:
+    """Any SAE in another format: what was written. Feature units are kept in the native format alone.
+
+    source: what load_sae takes, or an SAE. to: a folder or, for "card", a file that ends in .pth or .pt.
+    as_: "native", "saelens" or "card". dtype: None keeps that of the source.
+    Raises BadInput for what the format cannot hold, and where `to` is the source itself.
+    """
+    writers = {"native": save_sae, "saelens": write_saelens, "card": write_card}
+    if as_ not in writers:
+        raise BadInput(f"No format {as_!r} to write. There are: {', '.join(writers)}.")
+    if as_ == "card" and Path(to).suffix not in (".pth", ".pt"):
+        raise BadInput(f"The model card's layout is one file: name it .pth, not '{to}'.")
+    if not isinstance(source, SparseAutoEncoder):
+        if Path(to).exists() and Path(source).exists() and Path(to).samefile(source):
+            raise BadInput(f"'{to}' is the SAE to be converted: write it somewhere else.")
+        source = load_sae(source, dtype=dtype)
+    return writers[as_](source if dtype is None else source.moved(source.device, dtype), to)
 
 
 def save_sae(sae: SparseAutoEncoder, folder: str | Path) -> Path:
@@ -89,12 +130,51 @@ def read_native(folder: Path) -> SparseAutoEncoder:
     return sae
 
 
+def _reader(found: Path) -> Callable[[Path], SparseAutoEncoder] | None:
+    """Which format lies there; None for none."""
+    if found.is_file():
+        return _read_npz_or_state(found)
+    if (found / "sae.json").exists():
+        return read_native
+    if (found / "hyperparams.json").exists():
+        return read_llama_scope
+    if (found / "params.npz").exists():
+        return lambda folder: read_gemma_scope(folder / "params.npz")
+    if (found / "ae.pt").exists():
+        return read_dictionary
+    if (found / "cfg.json").exists():
+        theirs = (found / SPARSIFY_WEIGHTS).exists() and not (found / "sae_weights.safetensors").exists()
+        return read_sparsify if theirs else read_saelens
+    return None
+
+
+def _read_npz_or_state(file: Path) -> Callable[[Path], SparseAutoEncoder] | None:
+    """The reader of a single file."""
+    if file.suffix == ".npz":
+        return read_gemma_scope
+    if file.name == "ae.pt":
+        return lambda file: read_dictionary(file.parent)
+    return _read_state_dict if file.suffix in (".pth", ".pt") else None
+
+
+def _read_state_dict(file: Path) -> SparseAutoEncoder:
+    """A .pth or .pt: the model card's, or OpenAI's."""
+    state = read_state(file)
+    return read_openai(file, state) if is_openai(state) else read_card(file, state)
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """A few of the SAEs in a folder of folders, as repositories keep them."""
+    levels = (folder.glob("*/" * depth + mark) for depth in (1, 2, 3) for mark in MARKS)
+    return islice((file.parent for file in chain.from_iterable(levels)), 8)
+
+
 def _found(path: str | Path) -> Path:
     """Where the SAE lies on this disk, after a download where the path names a repository."""
     local = Path(path)
     if local.exists():
         return local
-    name = str(path)
+    name, _, within = str(path).partition(":")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or local.suffix in (".pth", ".pt"):
         raise BadFile(f"No SAE at '{path}': there is no such file or folder.")
     from huggingface_hub import hf_hub_download, snapshot_download
@@ -103,8 +183,12 @@ def _found(path: str | Path) -> Path:
     try:
         if name in PUBLISHED:
             return Path(hf_hub_download(name, PUBLISHED[name].file))
-        patterns = ["sae.json", "sae.safetensors", "cfg.json", "sae_weights.safetensors"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        patterns = [f"{within}/{file}" if within else file for file in DOWNLOADED]
+        folder = Path(snapshot_download(name, allow_patterns=[*patterns, "config.json"])) / within
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:  # ValueError: not a name for a hub
         why = first_line(error)
         raise BadFile(f"No SAE at '{path}': no such file, and the Hugging Face hub gave none ({why}).") from error
+    if _reader(folder) is None:
+        todo = "where it holds several SAEs, name the folder of one: 'owner/name:folder'"
+        raise BadFile(f"No SAE that sparsight can read at '{path}': {todo}. It reads {KNOWN}.")
+    return folder

@@ -1,16 +1,16 @@
 """A sparse autoencoder: residual in, a few active features, residual out.
 
     features = activation(x @ W_encᵀ + b_enc)        x − b_dec in place of x, where `apply_b_dec_to_input`
-    x_hat    = features @ W_dec + b_dec
+    x_hat    = features @ W_dec + b_dec              + x @ W_skipᵀ, where there is a skip connection
 
 Both matrices are stored by feature, [feature, d_in], so that the rows of a few features are gathered contiguously.
+A transcoder writes d_out numbers in place of d_in: what another hook point holds, from what this one does.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,51 +19,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparsight.errors import BadInput, NoFeature
-from sparsight.sae.activation import ACTIVATIONS, FeatureRows, evaluate, largest, pick, pointwise, topk
+from sparsight.sae.activation import CHOOSING, FeatureRows, evaluate, groupmax, largest, pick, pointwise
 from sparsight.sae.codes import Codes, no_feature
+from sparsight.sae.config import SaeConfig, content_hash
 
-NORMALIZATIONS = ("none", "layer_norm", "constant_norm")
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 ENCODE_MEMORY = 256 * 2**20  # bytes of dense work that encode_codes may hold at once
 
 
-@dataclass(frozen=True)
-class SaeConfig:
-    """What an SAE is, beside its weights.
-
-    normalization: what is done to x before encoding and undone after decoding. "layer_norm": subtract the token's
-    mean, divide by its standard deviation; "constant_norm": scale the token to norm sqrt(d_in). A fixed scale for
-    all tokens needs no word here: readers fold it into the weights.
-    """
-
-    d_in: int
-    d_hidden: int
-    activation: str = "relu"
-    k: int | None = None
-    apply_b_dec_to_input: bool = False
-    normalization: str = "none"
-    model: str | None = None
-    model_revision: str | None = None
-    hook_point: str | None = None
-    notes: dict[str, Any] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        for name in ("d_in", "d_hidden"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise BadInput(f"{name} must be a whole number above zero, not {getattr(self, name)!r}.")
-        if self.activation not in ACTIVATIONS:
-            raise BadInput(f"No activation {self.activation!r}. There are: {', '.join(ACTIVATIONS)}.")
-        if self.normalization not in NORMALIZATIONS:
-            raise BadInput(f"No normalization {self.normalization!r}. There are: {', '.join(NORMALIZATIONS)}.")
-        if self.activation == "topk" and not (type(self.k) is int and 0 < self.k <= self.d_hidden):
-            raise BadInput(f"A topk SAE needs k between 1 and {self.d_hidden}, not {self.k}.")
-
-
 class SparseAutoEncoder(nn.Module):
-    """One SAE of any of the five activations (relu, topk, batchtopk, jumprelu, gated).
+    """One SAE, or transcoder, of any activation (relu, topk, groupmax, batchtopk, jumprelu, gated).
 
-    Parameters: W_enc, W_dec [d_hidden, d_in]; b_enc [d_hidden]; b_dec [d_in]; jumprelu and batchtopk add
-    threshold [d_hidden]; gated adds r_mag and b_mag [d_hidden], and b_enc is then the gate's bias.
+    Parameters: W_enc [d_hidden, d_in]; W_dec [d_hidden, d_out]; b_enc [d_hidden]; b_dec [d_out]; jumprelu and
+    batchtopk add threshold [d_hidden]; gated adds r_mag and b_mag [d_hidden], and b_enc is then the gate's bias;
+    a skip connection adds W_skip [d_out, d_in]. d_out is d_in but for a transcoder.
     `scale` [d_hidden], float32 or None: each feature's typical top activation, the unit of "feature units".
 
     The first four arguments are the model card's; a state dict with the card's names (`encoder_linear.weight`, ...)
@@ -93,12 +62,14 @@ class SparseAutoEncoder(nn.Module):
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*shape, device=device, dtype=dtype), requires_grad=False)
 
-        self.W_enc, self.W_dec = parameter(d_hidden, d_in), parameter(d_hidden, d_in)
-        self.b_enc, self.b_dec = parameter(d_hidden), parameter(d_in)
+        self.W_enc, self.W_dec = parameter(d_hidden, d_in), parameter(d_hidden, self.d_out)
+        self.b_enc, self.b_dec = parameter(d_hidden), parameter(self.d_out)
         if activation in ("jumprelu", "batchtopk"):
             self.threshold = parameter(d_hidden)
         if activation == "gated":
             self.r_mag, self.b_mag = parameter(d_hidden), parameter(d_hidden)
+        if self.config.skip:
+            self.W_skip = parameter(self.d_out, d_in)
         self.register_buffer("scale", None)
         self.register_load_state_dict_pre_hook(_before_load)
 
@@ -112,7 +83,8 @@ class SparseAutoEncoder(nn.Module):
         infinity. to: device, dtype of the SAE.
         Raises BadInput where a tensor is missing, surplus, of another shape or not finite.
         """
-        sae = cls(config.d_in, config.d_hidden, device="meta", activation=config.activation, k=config.k)
+        shape = {"activation": config.activation, "k": config.k, "d_out": config.d_out, "skip": config.skip}
+        sae = cls(config.d_in, config.d_hidden, device="meta", **shape)
         sae.config = config
         wanted = {name: list(parameter.shape) for name, parameter in sae.named_parameters()}
         if "scale" in tensors:
@@ -134,6 +106,7 @@ class SparseAutoEncoder(nn.Module):
         return sae
 
     d_in = property(lambda self: self.config.d_in)
+    d_out = property(lambda self: self.config.width_out)
     d_hidden = property(lambda self: self.config.d_hidden)
     device = property(lambda self: self.W_enc.device)
     dtype = property(lambda self: self.W_enc.dtype)
@@ -147,7 +120,9 @@ class SparseAutoEncoder(nn.Module):
 
     def extra_repr(self) -> str:
         c = self.config
-        return f"{c.d_in:,} -> {c.d_hidden:,} {c.activation}, {c.hook_point or 'no hook point'}, {self.fingerprint}"
+        out = f" -> {self.d_out:,}" if c.transcoder else ""
+        where = (c.hook_point or "no hook point") + (f" -> {c.hook_point_out or 'no hook point'}" if out else "")
+        return f"{c.d_in:,} -> {c.d_hidden:,}{out} {c.activation}, {where}, {self.fingerprint}"
 
     # ── the maths ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -156,11 +131,11 @@ class SparseAutoEncoder(nn.Module):
         x, _, _ = self._read(x)
         return self._activate(self._pre(x))
 
-    def decode(self, features: Float[Tensor, "*token feature"] | Codes) -> Float[Tensor, "*token d_in"]:
+    def decode(self, features: Float[Tensor, "*token feature"] | Codes) -> Float[Tensor, "*token d_out"]:
         """x_hat of dense features or of Codes (a sparse sum of decoder rows).
 
-        An SAE that normalises its input cannot know here what to undo: x_hat is then in normalised units. `forward`
-        undoes it.
+        What needs x is not done here, but in `forward`: normalisation is not undone (x_hat is then in normalised
+        units), and a skip connection adds nothing.
         """
         width = features.d_hidden if isinstance(features, Codes) else features.shape[-1]
         if width != self.d_hidden:
@@ -173,10 +148,12 @@ class SparseAutoEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "*token d_in"]) -> tuple[Tensor, Float[Tensor, "*token feature"]]:
         """The reconstruction and the features, in this order, as on the model card."""
-        x, mean, size = self._read(x)
-        features = self._activate(self._pre(x))
+        read, mean, size = self._read(x)
+        features = self._activate(self._pre(read))
         x_hat = self.decode(features)
-        return (x_hat if size is None or mean is None else x_hat * size + mean), features
+        if size is not None and mean is not None and not self.config.transcoder:
+            x_hat = x_hat * size + mean
+        return (x_hat + F.linear(x.to(self.dtype), self.W_skip) if self.config.skip else x_hat), features
 
     def encode_codes(self, x: Float[Tensor, "*token d_in"], memory: int = ENCODE_MEMORY) -> Codes:
         """Features of x straight in their sparse form, in blocks of tokens and features.
@@ -187,7 +164,7 @@ class SparseAutoEncoder(nn.Module):
         """
         x = self._checked(x).reshape(-1, self.d_in)
         tokens, width = self._block(len(x), memory)
-        find = self._strongest_pairs if self.config.activation == "topk" else self._active_pairs
+        find = self._strongest_pairs if self.config.activation in CHOOSING else self._active_pairs
         parts = []
         for start in range(0, max(len(x), 1), tokens):
             block, _, _ = self._read(x[start : start + tokens])
@@ -202,10 +179,10 @@ class SparseAutoEncoder(nn.Module):
     def encode_features(
         self, x: Float[Tensor, "*token d_in"], indices: Sequence[int] | Int[Tensor, " k"]
     ) -> Float[Tensor, "*token k"]:
-        """Just these features, from their encoder rows alone, in float32 at least (topk reads the whole encoder)."""
+        """Just these features, in float32 at least, from their encoder rows alone; topk and groupmax need them all."""
         indices = self.checked_indices(indices)
         x, _, _ = self._read(x)
-        if self.config.activation == "topk":
+        if self.config.activation in CHOOSING:
             return pick(*self.strongest(x), indices)
         return evaluate(x, self.rows(indices))
 
@@ -241,10 +218,12 @@ class SparseAutoEncoder(nn.Module):
     def strongest(
         self, x: Float[Tensor, "*token d_in"], width: int | None = None
     ) -> tuple[Float[Tensor, "*token top"], Int[Tensor, "*token top"]]:
-        """For a topk SAE: (values, feature indices) of the k features that pass at each token of normalised x.
+        """For topk and groupmax: (values, feature indices) of the k features that pass at each token of normalised x.
 
         width: how many features are computed at once. Values may be zero, where fewer than k are above zero.
         """
+        if self.config.activation == "groupmax":
+            return self._strongest_of_groups(x, width or self.d_hidden)
         k, best, index = self.config.k or 0, None, None
         for low in range(0, self.d_hidden, width or self.d_hidden):
             values, indices = largest(self._pre(x, low, low + (width or self.d_hidden)), k)
@@ -256,6 +235,25 @@ class SparseAutoEncoder(nn.Module):
         assert best is not None
         assert index is not None
         return torch.relu(best), index
+
+    def _strongest_of_groups(self, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """The largest of each group, many whole groups at once or, of a group wider than `width`, part after part."""
+        size = self.d_hidden // (self.config.k or 1)
+        values, indices = [], []
+        for start in range(0, self.d_hidden, max(width // size, 1) * size):
+            end, best = min(start + max(width // size, 1) * size, self.d_hidden), None
+            step = end - start if width >= size else width
+            for low in range(start, end, step):
+                part = self._pre(x, low, min(low + step, end))
+                found, place = groupmax(part, max((end - start) // size, 1))
+                found = (found, place + low)
+                if best is not None:
+                    found = [torch.where(found[0] > best[0], new, old) for new, old in zip(found, best, strict=True)]
+                best = found
+            assert best is not None
+            values.append(best[0])
+            indices.append(best[1])
+        return torch.relu(torch.cat(values, -1)), torch.cat(indices, -1)
 
     def normalize(self, x: Float[Tensor, "*token d_in"]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(x as the encoder reads it, the mean and the size to undo it: x = read * size + mean); None where unused."""
@@ -283,9 +281,10 @@ class SparseAutoEncoder(nn.Module):
 
     def _activate(self, pre: Tensor, low: int = 0, high: int | None = None) -> Tensor:
         c, part = self.config, slice(low, high)
-        if c.activation == "topk":
+        if c.activation in CHOOSING:
             assert c.k is not None
-            return topk(pre, c.k)
+            values, indices = (largest if c.activation == "topk" else groupmax)(pre, c.k)
+            return torch.zeros_like(pre).scatter(-1, indices, torch.relu(values))
         if c.activation == "gated":
             gain = self.r_mag[part].exp()
             return pointwise(pre, gain=gain, shift=self.b_mag[part] - gain * self.b_enc[part])
@@ -293,7 +292,7 @@ class SparseAutoEncoder(nn.Module):
 
     def _block(self, tokens: int, memory: int) -> tuple[int, int]:
         """How many tokens, and how many of their features, are computed at once within so many bytes."""
-        size, top = self.dtype.itemsize, (self.config.k or 0) if self.config.activation == "topk" else 0
+        size, top = self.dtype.itemsize, (self.config.k or 0) if self.config.activation in CHOOSING else 0
         per_entry = size + 48 if top else 4 * size + 25  # pre, what it passes through, a mask; indices of all
         per_token = 4 * size * self.d_in + 2 * top * per_entry  # x as read; the strongest so far and of this block
         rows = max(1, min(tokens, memory // (per_token + per_entry * min(self.d_hidden, 1024))))
@@ -310,7 +309,7 @@ class SparseAutoEncoder(nn.Module):
         return token, feature, value
 
     def _strongest_pairs(self, x: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for topk."""
+        """The same for topk and groupmax."""
         values, indices = self.strongest(x, width)
         token, place = values.nonzero(as_tuple=True)
         return token, indices[token, place], values[token, place]
@@ -328,7 +327,7 @@ class SparseAutoEncoder(nn.Module):
         scale = self.scale if scale is None else scale
         tensors = dict(self.named_parameters()) | ({} if scale is None else {"scale": scale})
         out = SparseAutoEncoder.from_tensors(replace(self.config, **changes), tensors, check=False)
-        if not changes.keys() & {"activation", "k", "apply_b_dec_to_input", "normalization"}:
+        if changes.keys() <= {"model", "model_revision", "hook_point", "notes"}:
             out._fingerprint = self.fingerprint
         return out
 
@@ -339,19 +338,6 @@ class SparseAutoEncoder(nn.Module):
         out.scale = None if self.scale is None else self.scale.to(device=device, dtype=torch.float32)
         out._fingerprint = self.fingerprint
         return out
-
-
-def content_hash(config: SaeConfig, tensors: dict[str, Tensor]) -> str:
-    """16 hex digits of a SHA-256 over what the SAE computes: activation, k, normalisation, and every weight's bytes."""
-    digest = hashlib.sha256()
-    k = config.k if config.activation == "topk" else None
-    said = (config.activation, k, config.apply_b_dec_to_input, config.normalization)
-    digest.update(repr(said).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous().cpu()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 CARD_NAMES = {

@@ -6,9 +6,9 @@ With the SAE's error term added back, the card's formula needs only the edited f
 
 So each row holds slots, one per feature that its controller names: encoder row, bias, decoder row. At a token the
 slots' activations are computed, conditions read them, edits change them, and the difference times the decoder rows
-is added to the residual. k features cost O(k · d_in) a token; the rest of the SAE is not touched (a topk SAE must be
-encoded whole, to know what passes). Shapes are fixed, nothing branches on values: a decode step can be compiled, and
-other edits are other numbers in the same buffers.
+is added to the residual. k features cost O(k · d_in) a token; the rest of the SAE is not touched (a topk or groupmax
+SAE must be encoded whole, to know what passes). Shapes are fixed, nothing branches on values: a decode step can be
+compiled, and other edits are other numbers in the same buffers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sparsight.edits import Controller
 from sparsight.errors import BadInput, Mismatch
 from sparsight.lm.batch import Place
 from sparsight.records import SPECIAL, Receipt
-from sparsight.sae.activation import FeatureRows, evaluate, pick
+from sparsight.sae.activation import CHOOSING, FeatureRows, evaluate, pick
 from sparsight.sae.sae import ENCODE_MEMORY, SparseAutoEncoder
 from sparsight.scope.program import Change, Program, Side, compile_controller
 from sparsight.wire import fingerprint
@@ -54,6 +54,10 @@ class Steering:
         programs = [compile_controller(controller, sae) for controller in controllers]
         self.rows = len(programs)
         self.acts = any(p.changes or p.events for p in programs)
+        if self.acts and sae.config.transcoder:
+            reads = f"it reads '{self.hook_point}' and writes '{sae.config.hook_point_out or '?'}'"
+            todo = "reading works, steering needs an SAE that reads and writes the same hook point"
+            raise BadInput(f"This is a transcoder ({reads}): {todo}.")
         self.touches_prompt = any(p.touches_prompt for p in programs)
         self.needs_entropy = any(p.needs_entropy for p in programs)
         self.event_names = [[event.name for event in p.events] for p in programs]
@@ -189,7 +193,7 @@ class Steering:
         x = flow.to(device=sae.device, dtype=b["encoder"].dtype)
         kinds, positions = kinds.to(sae.device), positions.to(sae.device)
         read, _, size = sae.normalize(x)
-        if sae.config.activation == "topk":
+        if sae.config.activation in CHOOSING:
             width = max(1024, ENCODE_MEMORY // (16 * x.shape[0] * x.shape[1]))  # a long prompt is encoded in parts
             a = pick(*sae.strongest(read.to(sae.dtype), width), b["index"].unsqueeze(1)).to(x.dtype)
         else:
