@@ -222,7 +222,11 @@ class Run:
         about = self.source.about
         notes = {"training": asdict(h.spec), "of": dict(about), "tokens": trainer.tokens, "held_out": figures}
         sae = trainer.sae(
-            model=about.get("model"), model_revision=about.get("model_revision") or None, hook_point=h.read, notes=notes
+            model=about.get("model"),
+            model_revision=about.get("model_revision") or None,
+            hook_point=h.read,
+            hook_point_out=h.written,
+            notes=notes,
         )
         sae = sae.altered(scale=units(sae, (x for x, _ in self._held_out(h))))
         if self.team.rank == 0:

@@ -317,6 +317,8 @@ class Trainer:
         """The SAE as it is now, for raw activations. about: more words of its config."""
         weights = {n: w if n == "b_dec" else self.team.all_features(w) for n, w in self.weights.items()}
         k = int(self.spec.l0) if self.spec.objective == "topk" else None
+        if self.written is not self.read:
+            about["d_out"] = self.written.centre.shape[0]
         config = SaeConfig(self.read.centre.shape[0], self.d_hidden, self.spec.objective, k, **about)
         return finished(weights, self.spec, config, self.read, self.written, self.threshold)
 
