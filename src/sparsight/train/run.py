@@ -170,9 +170,10 @@ class Run:
 
     def _due(self, saved: float, step: int) -> bool:
         """Whether it is time for a checkpoint; the first process decides."""
-        due = torch.tensor(float(time.monotonic() - saved >= min(spec.checkpoint for spec in self.specs)))
+        waited = time.monotonic() - saved >= min(spec.checkpoint for spec in self.specs)
+        due = torch.tensor(float(waited), device=self.device)
         if self.team.world > 1:
-            torch.distributed.broadcast(due.to(self.device), 0)
+            torch.distributed.broadcast(due, 0)
         return bool(due)
 
     def _begin(self) -> tuple[list[Held], Any]:
