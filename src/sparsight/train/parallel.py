@@ -52,8 +52,10 @@ class Team:
 
     @classmethod
     def from_environment(cls, device: torch.device, features: int = 1) -> Team:
-        """The team that torchrun made, or a process alone."""
+        """The team that torchrun made, or a process alone. Of several on "cuda" each gets a GPU of its own."""
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(features)
 
@@ -104,7 +106,7 @@ class Team:
         """The k strongest pairs of each token, and the next guess at the bound."""
         pairs = work.refined(work.do.candidates(work.pre, work.weights["b_enc"], k, work.bound))
         pairs, bounds = self.pruned(work.do, pairs, k)
-        return pairs, LOWER * float(np.partition(bounds.numpy(force=True), len(bounds) // 50)[len(bounds) // 50])
+        return pairs, LOWER * _nth_lowest(bounds, len(bounds) // 50)
 
     def pruned(self, do: Plain, pairs: Pairs, k: int) -> tuple[Pairs, Tensor]:
         """Of each token the k strongest pairs, of all features wherever they are; and the k-th."""
@@ -124,7 +126,7 @@ class Team:
         """The `count` strongest pairs of the whole batch, and the next guess at the bound."""
         for bound in (work.bound, 0.0):
             pairs = work.above(torch.full_like(work.norms, bound))
-            total = torch.tensor(len(pairs))
+            total = torch.tensor(len(pairs), device=pairs.pre.device)
             if self.world > 1:
                 dist.all_reduce(total)
             if int(total) > count or bound <= 0:
@@ -138,12 +140,19 @@ class Team:
         """The n-th highest value of all processes'."""
         each = [values]
         if self.world > 1:
-            length = torch.tensor([len(values)])
+            length = torch.tensor([len(values)], device=values.device)
             lengths = [torch.empty_like(length) for _ in range(self.world)]
             dist.all_gather(lengths, length)
             padded = values.new_full((int(max(lengths)),), -torch.inf)
             padded[: len(values)] = values
             each = [torch.empty_like(padded) for _ in range(self.world)]
             dist.all_gather(each, padded)
-        every = torch.cat(each).numpy(force=True)
-        return float(np.partition(every, len(every) - n)[len(every) - n])
+        every = torch.cat(each)
+        return _nth_lowest(every, len(every) - n)
+
+
+def _nth_lowest(values: Tensor, n: int) -> float:
+    """The n-th lowest value, from 0 up. On a GPU without a copy of them all."""
+    if values.device.type == "cpu":
+        return float(np.partition(values.numpy(), n)[n])
+    return float(values.sort().values[n])

@@ -80,8 +80,8 @@ class Held:
 
     def of(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Its input and target."""
-        x = batch[self.read].to(device)
-        return x, None if self.written is None else batch[self.written].to(device)
+        x = batch[self.read].to(device, non_blocking=True)
+        return x, None if self.written is None else batch[self.written].to(device, non_blocking=True)
 
 
 class Run:
@@ -170,10 +170,12 @@ class Run:
 
     def _due(self, saved: float, step: int) -> bool:
         """Whether it is time for a checkpoint; the first process decides."""
-        due = torch.tensor(float(time.monotonic() - saved >= min(spec.checkpoint for spec in self.specs)))
+        due = time.monotonic() - saved >= min(spec.checkpoint for spec in self.specs)
         if self.team.world > 1:
-            torch.distributed.broadcast(due.to(self.device), 0)
-        return bool(due)
+            told = torch.tensor(float(due), device=self.device)
+            torch.distributed.broadcast(told, 0)
+            due = bool(told)
+        return due
 
     def _begin(self) -> tuple[list[Held], Any]:
         sample = self.source.sample(max(spec.start for spec in self.specs))
