@@ -183,10 +183,10 @@ def _gradient(
     GROUPS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """Σ value · data[group of the feature, row] over the pairs of a feature, and its row of `more` if it has one."""
-    group = 0
+    group = f * 0
     for g in range(GROUPS):
-        group += (f >= tl.load(ends + g)).to(tl.int32)
-    data += group.to(tl.int64) * length * width
+        group += (f >= tl.load(ends + g)).to(tl.int64)
+    data += group * length * width
     m = tl.load(more_at + f).to(tl.int64)
     out = tl.load(more + m * width + columns, mask=columns < tl.where(m >= 0, width, 0), other=0)
     stop = tl.load(starts + f + 1)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sparsight.train.objective import Work
 
 LOWER = 0.95  # of the least value that was kept: the guess at the next step's
+SOME = 64  # rows that the very first guess is made from
 
 
 class Team:
@@ -124,7 +125,7 @@ class Team:
 
     def strongest_of_all(self, work: Work, count: int) -> tuple[Pairs, float]:
         """The `count` strongest pairs of the whole batch, and the next guess at the bound."""
-        for bound in (work.bound, 0.0):
+        for bound in (work.bound or self._guess(work, count), 0.0):
             pairs = work.above(torch.full_like(work.norms, bound))
             total = torch.tensor(len(pairs), device=pairs.pre.device)
             if self.world > 1:
@@ -135,6 +136,17 @@ class Team:
             return pairs, 0.0
         least = self.nth(pairs.pre, count)
         return pairs.where(pairs.pre >= least), LOWER * least
+
+    def _guess(self, work: Work, count: int) -> float:
+        """A first guess at the bound, from a few rows: without one, half of all pairs would be taken for candidates."""
+        some = work.pre[:SOME].to(work.norms.dtype) + work.weights["b_enc"]
+        wanted = 2 * count * len(some) // (work.tokens * self.features)  # twice as many: rows differ
+        least = LOWER * _nth_lowest(some.flatten(), max(some.numel() - max(wanted, 1), 0))
+        if self.world > 1:
+            told = torch.tensor(least, device=some.device)
+            dist.all_reduce(told, dist.ReduceOp.MIN)
+            least = float(told)
+        return max(least, 0.0)
 
     def nth(self, values: Tensor, n: int) -> float:
         """The n-th highest value of all processes'."""
