@@ -12,7 +12,7 @@ else that they import comes with the extras above. What is not installed is left
     dictionary_learning   L1 ("Standard"), April (the decoder's norm in the penalty), TopK, BatchTopK, JumpReLU, Gated,
                           Matryoshka
     sparsify              TopK, by Adam and by Signum (its own choice)
-    torch                 L1 in plain torch, dense, by fused Adam: the least that a dense step can be
+    torch                 L1, TopK in plain torch, dense, by fused Adam: the least that a dense step can be
 
 A step is everything that a library's own loop does with a batch, logging off. Settings that a job does not name are the
 library's own. Shapes of tensors are ours, by feature: W_enc, W_dec [d_hidden, d_in].
@@ -109,13 +109,15 @@ def matryoshka_widths(job: Job) -> list[int]:
 # ── torch ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def minimal(job: Job) -> Trainer:
-    """ReLU and L1 in plain torch: five dense products, no bias at the input, fused Adam.
+def minimal(objective: str, job: Job) -> Trainer:
+    """Plain torch: five dense products, no bias at the input, fused Adam.
 
-    loss = |x_hat − x|² + penalty · Σ feature · |its decoder row|
+    L1      |x_hat − x|² + penalty · Σ feature · |its decoder row|
+    TopK    |x_hat − x|², decoder rows of norm 1: their gradient is taken across them, and they are brought back
     """
     torch.manual_seed(job.seed)
-    W_dec = F.normalize(torch.randn(job.d_hidden, job.d_in)) * 0.1
+    unit = objective == "TopK"
+    W_dec = F.normalize(torch.randn(job.d_hidden, job.d_in)) * (1.0 if unit else 0.1)
     w = {"W_enc": W_dec.clone(), "b_enc": torch.zeros(job.d_hidden), "W_dec": W_dec, "b_dec": torch.zeros(job.d_in)}
     for tensor in w.values():
         tensor.requires_grad_()
@@ -123,22 +125,33 @@ def minimal(job: Job) -> Trainer:
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, job.rate)
     done = 0
 
+    def loss_of(x: Tensor) -> Tensor:
+        features = F.linear(x, w["W_enc"], w["b_enc"]).relu()
+        if unit:
+            values, indices = features.topk(job.k)
+            features = torch.zeros_like(features).scatter(1, indices, values)
+        loss = (torch.addmm(w["b_dec"], features, w["W_dec"]) - x).pow(2).sum(1).mean()
+        penalty = job.penalty * min(1.0, (done + 1) / max(job.of_steps(job.penalty_warmup), 1))
+        return loss if unit else loss + penalty * (features @ w["W_dec"].norm(dim=1)).mean()
+
     def step(x: Tensor) -> None:
         nonlocal done
-        features = F.linear(x, w["W_enc"], w["b_enc"]).relu()
-        error = torch.addmm(w["b_dec"], features, w["W_dec"]) - x
-        penalty = job.penalty * min(1.0, done / max(job.of_steps(job.penalty_warmup), 1))
-        loss = error.pow(2).sum(1).mean() + penalty * (features @ w["W_dec"].norm(dim=1)).mean()
-        loss.backward()
+        loss_of(x).backward()
+        if unit:
+            with torch.no_grad():
+                w["W_dec"].grad -= (w["W_dec"].grad * w["W_dec"]).sum(1, keepdim=True) * w["W_dec"]
         adam.step()
         adam.zero_grad()
+        if unit:
+            with torch.no_grad():
+                w["W_dec"] /= w["W_dec"].norm(dim=1, keepdim=True)
         schedule.step()
         done += 1
 
     def tensors() -> dict[str, Tensor]:
         return {name: tensor.detach() for name, tensor in w.items()}
 
-    return Trainer(nothing, step, tensors, lambda: finished(tensors(), "relu", job, subtract=False))
+    return Trainer(nothing, step, tensors, lambda: finished(tensors(), "topk" if unit else "relu", job, subtract=False))
 
 
 def five_products(job: Job) -> Callable[[], None]:
@@ -411,7 +424,7 @@ UNIT = ("SAELens JumpReLU", "dictionary_learning JumpReLU", "dictionary_learning
 # ── all of them ───────────────────────────────────────────────────────────────────────────────────────────
 
 LIBRARIES: dict[str, tuple[str, Callable[[str, Job], Trainer], tuple[str, ...]]] = {
-    "torch": ("torch", lambda _objective, job: minimal(job), ("L1",)),
+    "torch": ("torch", minimal, ("L1", "TopK")),
     "SAELens": ("sae_lens", saelens, ("L1", "TopK", "BatchTopK", "JumpReLU", "Gated", "Matryoshka")),
     "dictionary_learning": (
         "dictionary_learning",

@@ -11,7 +11,8 @@ times of the five dense products around it (train_peers.five_products). Samples 
 cores; the median is told, with the smallest and the largest. Memory is the process's largest, and how much of it came
 with the trainer: before that stand the libraries, the batches and the products' own matrices.
 
-curves: ours and the peer from the same start, fed the same batches: how far apart their FVU is at the worst moment.
+curves: ours and plain, dense torch with autograd, from the same start, fed the same batches: how far apart their FVU is
+at the worst moment.
 How to install the peers: see train_peers.py.
 """
 
@@ -39,15 +40,7 @@ from sparsight.evaluate.synthetic import Toy
 
 QUIET = 0.93  # of all the cores' time that the products must get, for a sample to count
 LOOKED_AT = 256  # rows from which an L0 is set and measured
-CURVES = (
-    "torch L1",
-    "SAELens L1",
-    "SAELens TopK",
-    "dictionary_learning L1",
-    "dictionary_learning April",
-    "dictionary_learning TopK",
-    "sparsify TopK by Adam",
-)
+CURVES = ("torch L1", "torch TopK")
 TOLERANCE = 0.02
 
 
@@ -152,7 +145,7 @@ def curve(name: str, steps: int = 300) -> dict[str, Any]:
     job = Job(toy.d_in, toy.features, 512, 10**6, toy.l0, penalty=3.0, **constant)
     peer = train_peers.peer(name, job)
     peer.prepare(toy.sample(job.batch, 0))
-    ours = train_ours.ours(objective.removesuffix(" by Adam"), job, like=library)
+    ours = train_ours.ours(objective, job, like=library)
     for tensor, start in ((ours.tensors()[n], t) for n, t in peer.tensors().items()):
         tensor.copy_(start)
     held_out = toy.sample(4096, 2**40)
@@ -206,7 +199,8 @@ def main() -> None:
         print(json.dumps(one(asked.one, shape, asked.rounds)))
         return
     result: dict[str, Any] = {"machine": measure.machine(), "shape": asdict(shape), "cases": {}, "curves": {}}
-    for name in train_ours.chosen(asked.only):
+    exact = [f"{train_ours.OURS} {objective}{train_ours.EXACT}" for objective in train_ours.OBJECTIVES]
+    for name in [*exact, *train_ours.chosen(asked.only)] if asked.only is None else train_ours.chosen(asked.only):
         words = [sys.executable, __file__, *sys.argv[1:], "--one", name]
         told = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
         if told.returncode:

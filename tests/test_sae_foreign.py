@@ -383,6 +383,22 @@ def test_what_sparsight_does_not_compute_is_refused_with_the_reason(tmp_path, ca
     refused(case.write(tmp_path, case.said | changes), said)
 
 
+def test_an_older_topk_dictionary_has_its_k_in_the_config_alone(tmp_path):
+    case = dictionary("AutoEncoderTopK")
+    bare = load_sae(case.write(tmp_path / "older", k=..., threshold=...))
+    assert same(bare, load_sae(case.write(tmp_path / "newer")))
+    assert bare.config.k == 8
+
+
+def test_a_dictionary_of_another_place_keeps_its_name(tmp_path):
+    case = dictionary("AutoEncoder")
+    case.said["trainer"] |= {"lm_name": "EleutherAI/pythia-70m-deduped", "submodule_name": "mlp_out_3"}
+    c = load_sae(case.write(tmp_path / "mlp")).config
+    assert (c.hook_point, c.notes["submodule_name"], c.notes["layer"]) == (None, "mlp_out_3", 3)
+    case.said["trainer"]["submodule_name"] = "resid_post_layer_3"
+    assert load_sae(case.write(tmp_path / "residual")).config.hook_point == "gpt_neox.layers.3"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -437,6 +453,19 @@ def test_a_sparsify_folder_is_named_after_its_hook_point(tmp_path, name, place):
     (tmp_path / "config.json").unlink()
     assert load_sae(folder.rename(tmp_path / name)).config.hook_point == place
     assert load_sae((tmp_path / name).rename(tmp_path / "my_sae")).config.hook_point is None
+
+
+def test_llama_scope_folders_are_named_after_the_model(tmp_path):
+    c = load_sae(llama_scope("jumprelu").write(tmp_path / "Llama3_1-8B-Base-L19R-8x")).config
+    assert (c.model, c.hook_point) == ("meta-llama/Llama-3.1-8B", "model.layers.19")
+    apart = llama_scope("jumprelu").said | {"hook_point_out": "blocks.19.hook_mlp_out", "model_name": "a/model"}
+    c = load_sae(llama_scope("jumprelu").write(tmp_path / "other", apart)).config
+    assert (c.model, c.hook_point, c.hook_point_out, c.d_out) == (
+        "a/model",
+        "model.layers.19",
+        "model.layers.19.mlp",
+        D,
+    )
 
 
 @pytest.mark.parametrize(
@@ -593,12 +622,16 @@ def test_what_saelens_cannot_hold_is_refused_and_nothing_is_written(tmp_path, sa
 
 
 def test_a_conversion_says_what_it_cannot_do(tmp_path):
-    folder = save_sae(random_sae(), tmp_path / "sae")
+    folder, other, aside = (save_sae(random_sae(), tmp_path / name) for name in ("sae", "other", "folder.pth"))
+    theirs = sparsify("topk", False, False).write(tmp_path / "theirs")
     for to, as_, said in (
         (tmp_path / "x", "gguf", "No format 'gguf' to write. There are: native, saelens, card"),
         (tmp_path / "x", "card", "is one file: name it .pth"),
         (folder, "native", "is the SAE to be converted"),
         (tmp_path / "sae" / ".." / "sae", "saelens", "is the SAE to be converted"),
+        (theirs, "native", "holds an SAE of another format"),
+        (other, "saelens", "holds an SAE of another format"),
+        (aside, "card", "is one file: name it .pth"),
     ):
         with pytest.raises(BadInput, match=said):
             convert(folder, to, as_)

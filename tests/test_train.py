@@ -23,6 +23,7 @@ from sparsight.train.log import read as read_log
 from sparsight.train.objective import OBJECTIVE
 from sparsight.train.parallel import Team
 from sparsight.train.run import train
+from sparsight.train.source import StreamSource
 from sparsight.train.spec import PENALISED, TrainSpec
 from sparsight.train.trainer import Trainer
 from sparsight.train.weights import Frame, geometric_median
@@ -205,6 +206,7 @@ def test_the_finished_sae_computes_what_was_trained(objective):
 RUN = """
 import sys
 from sparsight.train.run import train
+from sparsight.train.source import StreamSource
 from sparsight.train.spec import TrainSpec
 store, to, objective = sys.argv[1:]
 train(store, TrainSpec(hook_point="model.layers.2", objective=objective, tokens=60_000, checkpoint=0.0, dead=5_000,
@@ -324,6 +326,7 @@ def member(rank: int, world: int, features: int, port: int, folder: str) -> None
     mine = slice(team.data_rank * rows, (team.data_rank + 1) * rows)
     for objective in OBJECTIVE:
         trainer = Trainer(team_spec(objective), activations(2048).double(), team=team, dtype=torch.float64)
+        silence(trainer)
         told = [trainer.step(activations(256, seed=step).double()[mine]) for step in range(25)]
         found = {"sae": trainer.sae().state_dict(), "told": told[-1], "dead": trainer.dead}
         torch.save(found, f"{folder}/{objective}-{rank}.pt")
@@ -333,6 +336,16 @@ def team_spec(objective: str) -> TrainSpec:
     groups = (8, 32) if objective == "batchtopk" else ()
     clip = 0.05 if objective == "gated" else None
     return spec(objective=objective, tokens=256 * 25, dead=1024, clip=clip, groups=groups, product="float32")
+
+
+SILENT = (3, 14, 20, 21, 30)
+
+
+def silence(trainer: Trainer) -> None:
+    """Some features that are as good as dead, in both halves of the dictionary."""
+    for feature in SILENT:
+        if trainer.mine.start <= feature < trainer.mine.stop:
+            trainer.weights["b_enc"][feature - trainer.mine.start] = -50
 
 
 def free_port() -> int:
@@ -353,7 +366,9 @@ def trained_by_two(request, tmp_path_factory):
 @pytest.mark.parametrize("objective", OBJECTIVE)
 def test_two_processes_train_what_one_does(objective, trained_by_two):
     alone = Trainer(team_spec(objective), activations(2048).double(), dtype=torch.float64)
+    silence(alone)
     told = [alone.step(activations(256, seed=step).double()) for step in range(25)]
+    assert alone.revived == len(SILENT), "what is compared has been through a revival"
     for rank in range(2):
         found = torch.load(trained_by_two / f"{objective}-{rank}.pt", weights_only=True)
         assert found["told"] == pytest.approx(told[-1], rel=1e-6)
@@ -362,6 +377,43 @@ def test_two_processes_train_what_one_does(objective, trained_by_two):
             torch.testing.assert_close(
                 found["sae"][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n} {m}"
             )
+
+
+# ── without a disk ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pieces(seed: int, count: int = 40):
+    """As harvest.stream gives them: pieces of odd lengths, from a position on."""
+
+    def stream(position):
+        for number in range(position or 0, count):
+            yield number, {HOOK: activations(90 + 7 * (number % 5), seed=seed + number), "ids": None}
+
+    return stream
+
+
+def test_activations_that_come_straight_from_a_model_are_trained_on_and_gone_on_with(tmp_path, monkeypatch):
+    def source():
+        return StreamSource(pieces(0), pieces(0), pieces(1000), [HOOK], {"model": "toy"}, rows=1000, seed=4)
+
+    asked = spec(checkpoint=0.0, tokens=20_000)
+    (whole,) = train(source(), asked, tmp_path / "whole")
+    real, count = Trainer.step, []
+
+    def stopped(trainer, *batch):
+        count.append(1)
+        if len(count) == 50:
+            raise KeyboardInterrupt
+        return real(trainer, *batch)
+
+    monkeypatch.setattr(Trainer, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(source(), asked, tmp_path / "stopped")
+    monkeypatch.setattr(Trainer, "step", real)
+    (again,) = train(source(), asked, tmp_path / "stopped")
+    assert again.fingerprint == whole.fingerprint
+    first = next(source().batches(256))[1][HOOK]
+    assert not torch.equal(first[:90], activations(90)), "the buffer mixes what comes"
 
 
 # ── what cannot be ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -137,16 +137,22 @@ def _stream(made: Recipe, team: Any) -> tuple[Any, dict[str, Any]]:
     from sparsight.recipes.lineage import of_corpus, of_model
     from sparsight.train.source import StreamSource
 
-    lm, place = open_model(made.model), {"rank": team.data_rank, "world": team.data}
+    lm = open_model(made.model)
 
-    def pieces(part: str) -> Callable[[Any], Any]:
+    def pieces(part: str, **place: int) -> Callable[[Any], Any]:
         text = replace(made.corpus, part=part)
         return lambda position: stream(lm, text, made.harvest, position, **place)
 
     inputs = {"model": of_model(lm), "corpus": of_corpus(made.corpus)}
     of = {"model": lm.name, "model_revision": inputs["model"].get("commit") or "", "settings": made.to_toml(*TEXT)}
     rows = MIXED * made.train[0].batch // team.data
-    source = StreamSource(pieces("train"), pieces("validation"), made.harvest.hook_points, of, rows, made.train[0].seed)
+    alone = {"rank": 0, "world": 1}
+    texts = (
+        pieces("train", rank=team.data_rank, world=team.data),
+        pieces("train", **alone),
+        pieces("validation", **alone),
+    )
+    source = StreamSource(*texts, made.harvest.hook_points, of, rows, made.train[0].seed)
     return source, inputs
 
 

@@ -68,8 +68,8 @@ def groupmax(
 class FeatureRows:
     """All that is needed to compute, and to change, a few features without the rest of the SAE; float32 at least.
 
-    encoder, decoder: [..., feature, d_in]; bias, threshold, gain, shift: [..., feature], as in activation.py, with
-    the subtraction of b_dec folded into the bias.
+    encoder: [..., feature, d_in]; decoder: [..., feature, d_out]; bias, threshold, gain, shift: [..., feature], as
+    at the top of this file, with the subtraction of b_dec folded into the bias.
     """
 
     encoder: Tensor

@@ -82,17 +82,19 @@ def convert(
 
     source: what load_sae takes, or an SAE. to: a folder or, for "card", a file that ends in .pth or .pt.
     as_: "native", "saelens" or "card". dtype: None keeps that of the source.
-    Raises BadInput for what the format cannot hold, and where `to` is the source itself.
+    Raises BadInput for what the format cannot hold, and where `to` is the source, or an SAE of another format.
     """
     writers = {"native": save_sae, "saelens": write_saelens, "card": write_card}
     if as_ not in writers:
         raise BadInput(f"No format {as_!r} to write. There are: {', '.join(writers)}.")
-    if as_ == "card" and Path(to).suffix not in (".pth", ".pt"):
+    if as_ == "card" and (Path(to).suffix not in (".pth", ".pt") or Path(to).is_dir()):
         raise BadInput(f"The model card's layout is one file: name it .pth, not '{to}'.")
     if not isinstance(source, SparseAutoEncoder):
         if Path(to).exists() and Path(source).exists() and Path(to).samefile(source):
             raise BadInput(f"'{to}' is the SAE to be converted: write it somewhere else.")
         source = load_sae(source, dtype=dtype)
+    if Path(to).is_dir() and _reader(Path(to)) not in (None, {"native": read_native, "saelens": read_saelens}[as_]):
+        raise BadInput(f"'{to}' holds an SAE of another format: write into a folder of its own.")
     return writers[as_](source if dtype is None else source.moved(source.device, dtype), to)
 
 

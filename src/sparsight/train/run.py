@@ -189,9 +189,10 @@ class Run:
 
     def _due(self, saved: float, step: int) -> bool:
         """Whether it is time for a checkpoint; the first process decides."""
-        due = torch.tensor(float(time.monotonic() - saved >= min(spec.checkpoint for spec in self.specs)))
+        waited = time.monotonic() - saved >= min(spec.checkpoint for spec in self.specs)
+        due = torch.tensor(float(waited), device=self.device)
         if self.team.world > 1:
-            torch.distributed.broadcast(due.to(self.device), 0)
+            torch.distributed.broadcast(due, 0)
         return bool(due)
 
     def _begin(self) -> tuple[list[Held], Any]:
@@ -241,7 +242,11 @@ class Run:
         about = self.source.about
         notes = {"training": asdict(h.spec), "of": dict(about), "tokens": trainer.tokens, "held_out": figures}
         sae = trainer.sae(
-            model=about.get("model"), model_revision=about.get("model_revision") or None, hook_point=h.read, notes=notes
+            model=about.get("model"),
+            model_revision=about.get("model_revision") or None,
+            hook_point=h.read,
+            hook_point_out=h.written,
+            notes=notes,
         )
         sae = sae.altered(scale=units(sae, (x for x, _ in self._held_out(h))))
         if self.team.rank == 0:

@@ -18,6 +18,8 @@ from sparsight.train.parallel import Team
 
 Batch = Mapping[str, Tensor]
 """{hook point: [row, d]}, raw activations."""
+Pieces = Callable[[Any], Iterator[tuple[Any, Piece]]]
+"""From a position on: pairs of a position and what begins there."""
 SAMPLING = 2**32  # added to the seed of the orders in which samples are drawn
 
 
@@ -87,29 +89,31 @@ class ShardSource:
 class StreamSource:
     """Batches of pieces as a model makes them, mixed in a buffer, without a disk.
 
-    train, validation: give pieces from a position on, as harvest.stream does. rows: of the buffer, of this process.
-    When the text ends it begins again.
+    train: gives this process's pieces from a position on, as harvest.stream does. first, validation: the whole text's,
+    and the held-out text's, the same for all processes. rows: of the buffer, of this process. When the text ends it
+    begins again.
     """
 
     def __init__(
         self,
-        train: Callable[[Any], Iterator[tuple[Any, Piece]]],
-        validation: Callable[[Any], Iterator[tuple[Any, Piece]]],
+        train: Pieces,
+        first: Pieces,
+        validation: Pieces,
         hook_points: Sequence[str],
         about: Mapping[str, Any],
         rows: int,
         seed: int = 0,
     ) -> None:
-        self._train, self._validation, self.hook_points = train, validation, tuple(hook_points)
-        self.about, self.rows, self.seed = about, rows, seed
+        self._train, self._begin, self._validation = train, first, validation
+        self.hook_points, self.about, self.rows, self.seed = tuple(hook_points), about, rows, seed
 
     def sample(self, tokens: int) -> Batch:
-        return self._first(self._train, tokens)
+        return self._first(self._begin, tokens)
 
     def held_out(self, tokens: int, size: int) -> Iterator[Batch]:
         return pieces_of(self._first(self._validation, tokens), size)
 
-    def _first(self, make: Callable[[Any], Iterator[tuple[Any, Piece]]], tokens: int) -> Batch:
+    def _first(self, make: Pieces, tokens: int) -> Batch:
         taken, count = [], 0
         for _, piece in make(None):
             taken.append({point: piece[point] for point in self.hook_points})

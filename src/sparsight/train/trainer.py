@@ -235,15 +235,14 @@ class Trainer:
         before = int(counts[: self.team.feature_rank].sum())
         if not total:
             return
+        sizes = self._sizes(self.since < self.spec.dead)
         chance = err.double().square().sum(-1).cpu()
         drawn = torch.multinomial(chance / chance.sum(), total, generator=self.random).to(self.device)
         drawn = drawn[before : before + len(dead)]
         dead = dead[: len(drawn)]
         if not len(dead):
             return
-        alive = self.since < self.spec.dead
         w = self.weights
-        sizes = [w[name][alive].norm(dim=-1).mean() if alive.any() else w[name].new_ones(()) for name in MATRICES]
         out = -err[drawn] / err[drawn].norm(dim=-1, keepdim=True)
         seen = out if self.written is self.read else x[drawn] / x[drawn].norm(dim=-1, keepdim=True).clamp_min(1e-12)
         w["W_enc"][dead], w["W_dec"][dead] = seen * sizes[0], out * (1 if self.spec.objective in UNIT else sizes[1])
@@ -264,6 +263,12 @@ class Trainer:
         self._rounded[dead] = w["W_enc"][dead].to(self.product)
         self.since[dead] = 0
         self.revived += len(dead)
+
+    def _sizes(self, alive: Tensor) -> Tensor:
+        """The mean norms of the living features' encoder and decoder rows, of all processes; 1 where none lives."""
+        told = torch.stack([*(self.weights[n][alive].norm(dim=-1).sum() for n in MATRICES), alive.sum().to(self.dtype)])
+        self.team.over_features(told)
+        return told[:2] / told[2] if told[2] else torch.ones_like(told[:2])
 
     # ── looking at it ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -317,6 +322,8 @@ class Trainer:
         """The SAE as it is now, for raw activations. about: more words of its config."""
         weights = {n: w if n == "b_dec" else self.team.all_features(w) for n, w in self.weights.items()}
         k = int(self.spec.l0) if self.spec.objective == "topk" else None
+        if self.written is not self.read:
+            about["d_out"] = self.written.centre.shape[0]
         config = SaeConfig(self.read.centre.shape[0], self.d_hidden, self.spec.objective, k, **about)
         return finished(weights, self.spec, config, self.read, self.written, self.threshold)
 

@@ -30,6 +30,7 @@ from sparsight.sae.sae import SparseAutoEncoder
 KIND = "a Llama Scope SAE"
 WEIGHTS = ("sae_weights.safetensors", "checkpoints/pruned.safetensors", "checkpoints/final.safetensors")
 SHAPES = {"encoder.weight": "d_hidden d_in", "encoder.bias": "d_hidden", "decoder.weight": "d_in d_hidden"}
+PUBLISHED_FOR = "meta-llama/Llama-3.1-8B"  # the folders of the release are named after it
 NORMALIZATIONS = {"dataset-wise": "none", "inference": "none", "token-wise": "constant_norm"}
 
 
@@ -41,14 +42,14 @@ def read_llama_scope(folder: Path) -> SparseAutoEncoder:
     tensors, file = read_safetensors(weights), folder / "hyperparams.json"
     biased = settings(file, KIND, lambda said: bool(said.get("use_decoder_bias", True)))
     sizes = fit(weights, KIND, tensors, SHAPES | ({"decoder.bias": "d_in"} if biased else {}))
-    config = settings(file, KIND, lambda said: config_of(said, sizes))
+    config = settings(file, KIND, lambda said: config_of(said, sizes, folder))
     ours = settings(file, KIND, lambda said: folded(said, sizes, tensors))
     if config.activation == "jumprelu":
         ours["threshold"] = settings(file, KIND, lambda said: ours["b_enc"].new_full(ours["b_enc"].shape, level(said)))
     return sound(folder, KIND, config, ours)
 
 
-def config_of(said: dict[str, Any], sizes: dict[str, int]) -> SaeConfig:
+def config_of(said: dict[str, Any], sizes: dict[str, int], folder: Path) -> SaeConfig:
     """hyperparams.json in our words. Raises BadInput for what sparsight does not compute."""
     activation, norm = str(said["act_fn"]).lower(), said["norm_activation"]
     if activation == "topk" and level(said) > 0:
@@ -69,7 +70,7 @@ def config_of(said: dict[str, Any], sizes: dict[str, int]) -> SaeConfig:
         k=said["top_k"] if activation == "topk" else None,
         apply_b_dec_to_input=bool(said.get("apply_decoder_bias_to_pre_encoder", True)),
         normalization=NORMALIZATIONS[norm],
-        model=said.get("model_name"),
+        model=said.get("model_name") or (PUBLISHED_FOR if "Llama3_1-8B-Base" in folder.name else None),
         hook_point=read,
         hook_point_out=None if read == written else written,
         notes={"format": "llama_scope", "hook_name": said["hook_point_in"]},

@@ -26,7 +26,7 @@ STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mea
 
 def is_openai(state: dict[Any, Any]) -> bool:
     """Whether a state dict is one of these."""
-    return bool(state.keys() & SHAPES.keys()) and not state.keys() & CARD_NAMES.keys()
+    return bool(state.keys() & {"pre_bias", "latent_bias"}) and not state.keys() & CARD_NAMES.keys()
 
 
 def read_openai(path: Path, state: dict[Any, Any]) -> SparseAutoEncoder:
