@@ -27,7 +27,7 @@ class Bar:
             TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
             TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )
-        self.live = Progress(*columns, console=screen, transient=True) if screen.is_terminal else None
+        self.live = Progress(*columns, console=screen, transient=True, expand=True) if screen.is_terminal else None
         self.tasks: dict[str, Any] = {}
         self.told: dict[str, float] = {}
         self.began: dict[str, tuple[float, int]] = {}
@@ -70,7 +70,7 @@ def in_words(facts: Mapping[str, Any]) -> list[str]:
         ]
     target = f"(target {facts['target_l0']:g})"
     if "l0" not in facts:
-        return [f"held out: L0 {facts['held_out_l0']:.3g} {target}, FVU {facts['held_out_fvu']:.3g}"]
+        return [f"held out: L0 {facts['held_out_l0']:.3g}, FVU {facts['held_out_fvu']:.3g}"]
     several = len({name.partition("/")[0] for name in facts if "/" in name})
     l0 = f"L0 {facts['l0']:.3g} {target}"
     told = [
