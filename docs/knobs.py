@@ -1,24 +1,44 @@
-"""Writes the tables of options into cli.md: python docs/knobs.py, after a knob was added or changed.
+"""Writes the tables of options into cli.md, and of knobs into train.md: python docs/knobs.py, after a knob was added or
+changed.
 
-A table stands between <!-- options VERB SECTION --> and <!-- end -->.
+A table stands between <!-- options VERB SECTION -->, or <!-- knobs SECTION -->, and <!-- end -->.
 """
 
 import re
+from dataclasses import MISSING, Field
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sparsight.cli import cli
 from sparsight.cli.knobs import BETWEEN
+from sparsight.config import knobs
+from sparsight.recipes.recipe import sections
 
 PAGE = Path(__file__).with_name("cli.md")
+TRAIN = PAGE.with_name("train.md")
+KNOBS = re.compile(r"(<!-- knobs (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PLACE = re.compile(r"(<!-- options (\w+) (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 DEFAULT = re.compile(r" \[default: (.*)\]$")
 
 
 def filled(page: str) -> str:
     """The page with its tables as the options are now."""
+    page = KNOBS.sub(lambda place: place[1] + knob_table(place[2]) + place[4], page)
     return PLACE.sub(lambda place: place[1] + (table(place[2], place[3]) or place[4]) + place[5], page)
+
+
+def knob_table(section: str) -> str:
+    """A section's knobs, as Python and TOML have them."""
+    rows = [
+        f"| `{name}` | {default(one)} | {one.metadata['says']} |" for name, one in knobs(sections()[section]).items()
+    ]
+    return "\n".join(["| knob | default | meaning |", "|---|---|---|", *rows, ""])
+
+
+def default(one: Field[Any]) -> str:
+    return "" if one.default is MISSING or one.default == () else f"`{one.default!r}`"
 
 
 def table(verb: str, section: str) -> str:
@@ -38,4 +58,5 @@ def row(option: click.Option) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in (PAGE, TRAIN):
+        page.write_text(filled(page.read_text()))

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 import pytest
@@ -19,7 +21,7 @@ from sparsight.config import knob
 from sparsight.edits import Controller
 from sparsight.errors import BadInput
 from sparsight.recipes.recipe import recipe_text
-from sparsight.sae.files import save_sae
+from sparsight.sae.files import load_sae, save_sae
 from sparsight.scope.load import showcase, voice_settings
 
 
@@ -527,3 +529,59 @@ def test_a_harvest_is_trained_on_and_the_sae_evaluated(capsys, saved, tmp_path):
     for folder in ("shards", "sae"):
         assert (tmp_path / folder / "recipe.toml").exists()
         assert json.loads((tmp_path / folder / "run.json").read_text())["inputs"]
+
+    picture = f"{to['sae']}/plot.png"
+    assert run(capsys, "train", "plot", to["sae"]) == (0, picture + "\n", "")
+    assert run(capsys, "convert", to["sae"], str(tmp_path / "other"), "--as", "saelens")[0] == 0
+    assert load_sae(tmp_path / "other").d_hidden == 64
+    code, again, _ = run(capsys, "train", to["shards"], "--to", to["sae"], *small, "--device", "cpu", "--json")
+    assert (code, json.loads(again)["saes"]) == (0, [made]), "what is done is told once more"
+    code, _, err = run(capsys, "train", to["shards"], "--to", to["sae"], *small, "--device", "cpu", "--seed", 1)
+    assert (code, "seed 0 there, 1 here" in err) == (1, True)
+    refused = tmp_path / "refused"
+    code, _, err = run(capsys, "train", to["shards"], "--to", refused, *small, "--device", "cpu", "--d-hidden", 4)
+    assert (code, refused.exists()) == (1, False), "what cannot be trained leaves nothing"
+    code, _, err = run(capsys, "train", to["shards"], "--to", refused, "--corpus", text)
+    assert (code, "--corpus goes with a recipe" in err) == (1, True)
+
+
+def test_a_recipe_is_trained_straight_on_its_models_text(capsys, saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe, text = tmp_path / "mine.toml", tmp_path / "a.jsonl"
+    text.write_text("".join(json.dumps({"text": f"Once upon {i} times there was a dog"}) + "\n" for i in range(600)))
+    recipe.write_text(
+        f'[model]\nname = "{saved[0]}"\ndevice = "cpu"\n[corpus]\nsource = "absent"\npart = "train"\n'
+        '[harvest]\nhook_points = ["model.layers.2"]\nkeep = ["text"]\n'
+        '[[train]]\nd_hidden = 64\nl0 = 4\nobjective = "topk"\nbatch = 64\ntokens = 640\nstart = 512\n'
+        "validation = 64\n[[train]]\nd_hidden = 64\nl0 = 8\nbatch = 64\ntokens = 640\nstart = 512\nvalidation = 64\n"
+    )
+    code, out, err = run(capsys, "train", recipe, "--corpus", text, "--to", "sae", "--device", "cpu")
+    assert code == 0, err
+    assert err.startswith("train: 1 of 10 steps, of 2 SAEs the first: L0 4 (target 4), FVU "), "topk has it at once"
+    assert "held out: L0            4, asked for 4" in out
+    assert "L0 is not where it was asked to be" in err, "the penalty of the other has had no time"
+    folders = sorted(path.name for path in Path("sae").iterdir() if path.is_dir())
+    assert folders == ["relu_64_l0-8", "topk_64_l0-4"]
+    assert all(f"folder                  sae/{name}" in out for name in folders)
+
+
+def test_a_training_on_a_terminal_fits_into_a_narrow_one(monkeypatch):
+    import io
+
+    from rich.console import Console
+
+    page = io.StringIO()
+    monkeypatch.setattr(bar, "console", lambda stderr: Console(file=page, force_terminal=True, width=80))
+    facts = {"l0": 20.03, "target_l0": 16.0, "fvu": 0.1234, "dead": 1200, "tokens_per_second": 12345.6}
+    with Bar() as tell:
+        tell.show("train", 500, 1000, "steps", facts)
+        tell.show("train", 1000, 1000, "steps", {"target_l0": 16.0, "held_out_l0": 15.9, "held_out_fvu": 0.11})
+    first, last = [line for line in bar_text(page).split("\r") if "steps" in line]
+    assert first.startswith("train ━")
+    assert "500 of 1,000 steps, L0 20 (target 16), FVU 0.123, " in first
+    assert "held out: L0 15.9, FVU 0.11" in last
+    assert len(first) <= 80
+
+
+def bar_text(page) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", page.getvalue())

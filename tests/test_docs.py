@@ -11,6 +11,7 @@ import pytest
 
 from sparsight import errors
 from sparsight.cli import cli
+from sparsight.train.spec import TrainSpec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,6 +49,9 @@ def test_the_tables_of_options_are_those_of_the_knobs():
     page = tables["PAGE"].read_text()
     assert tables["filled"](page) == page
     assert "| `--corpus-seed` | `0` |" in page
+    page = tables["TRAIN"].read_text()
+    assert tables["filled"](page) == page
+    assert all(f"| `{name}` |" in page and says in page for name, says in TrainSpec.knobs().items())
 
 
 def test_every_error_is_documented():

@@ -20,6 +20,7 @@ from sparsight.wire import to_json
 
 # Weak to strong. Letters and ground are set together, so that they can be read on dark and light screens alike.
 TINTS = ("white on #4a3c08", "white on #6b540a", "white on #8f6c0a", "black on #c8960c", "black on #ffc21a")
+OFF = 0.1  # of the L0 that was asked for: more is worth a word
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
@@ -238,6 +239,16 @@ def show_harvested(out: Any, to: str) -> None:
         page.print(Text(f"{out.cut:,} conversations were cut.", style="dim"))
     if out.refused:
         page.print(Text(visible(f"{out.refused:,} were refused, the first: {out.first_refused}"), style="dim"))
+
+
+def show_trained(about: Mapping[str, Any]) -> None:
+    """An SAE that was trained, and a word where its L0 is another than was asked for."""
+    l0, target = about["l0"], about["target l0"]
+    figures = {"L0": f"{l0:g}, asked for {target:g}", "FVU": about["fvu"], "never active": f"{about['silent']:.1%}"}
+    rows = {name: value for name, value in about.items() if name not in ("target l0", "l0", "fvu", "silent")}
+    show_table(rows | {f"held out: {name}": value for name, value in figures.items()})
+    if abs(l0 / target - 1) > OFF:
+        note("L0 is not where it was asked to be: the run was too short for the penalty to settle. Train longer.")
 
 
 def show_report(report: Any) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sparsight.cli.knobs import gathered, knob_options
 from sparsight.cli.options import as_json, print_json
 from sparsight.errors import BadInput
 from sparsight.recipes.recipe import Recipe, load_recipe, open_model
+from sparsight.train.listeners import REPORTS, Listener, all_of
 
 MODEL = {"name": "model"}
 CORPUS = {"source": "corpus"}
@@ -64,8 +66,10 @@ def harvest(recipe: str | None, to: str, settings: tuple[str, ...], json_: bool,
 @click.argument("source", metavar="SHARDS|RECIPE")
 @click.option("--to", required=True, help="The folder of the SAE; a training that is begun there is gone on with.")
 @click.option("--recipe", help="With SHARDS: the recipe whose [train] counts.")
+@click.option("--corpus", "corpus__source", help="With RECIPE: its text; a file, a folder, a glob, a hub dataset.")
 @click.option("--device", help="Where it is trained: cpu, cuda. [default: the GPU where there is one]")
 @click.option("--feature-processes", default=1, show_default=True, help="Under torchrun: that share one dictionary.")
+@click.option("--report", multiple=True, type=click.Choice(REPORTS), help="Who else hears of its course. Repeatable.")
 @knob_options("train")
 @settings
 @as_json
@@ -75,40 +79,47 @@ def train(
     recipe: str | None,
     device: str | None,
     feature_processes: int,
+    report: tuple[str, ...],
     settings: tuple[str, ...],
     json_: bool,
     **options: Any,
 ) -> None:
     """Train an SAE, or several, on shards; or straight on what a recipe's model makes of its text.
 
-    A folder called plot is ./plot.
+    The same command goes on with a training that was cut off. A folder called plot is ./plot.
     """
     stored = (Path(source) / "manifest.json").is_file()
     if recipe and not stored:
         raise BadInput(f"--recipe goes with shards, and '{source}' is no folder of them.")
+    if stored and options["corpus__source"]:
+        raise BadInput(f"--corpus goes with a recipe; '{source}' holds activations of a text already.")
     made = load_recipe(recipe if stored else source, settings, gathered(options)).need("train")
     from sparsight import screen
     from sparsight.lm.pretrained import as_device, best_device
     from sparsight.recipes.lineage import write_lineage
     from sparsight.train.parallel import Team
+    from sparsight.train.run import folders
     from sparsight.train.run import train as run
 
     where = best_device() if device is None else as_device(device)
+    hearers = [Listener(name, to, {"train": [asdict(spec) for spec in made.train]}) for name in report]
     team = Team.from_environment(where, feature_processes)
     activations, inputs = _shards(source) if stored else _stream(made.need("corpus").need("harvest"), team)
-    with Bar() as tell:
-        saes = run(activations, made.train, to, tell, team, where)
+    with ExitStack() as stack:
+        tells = [stack.enter_context(one) for one in (Bar(), *(hearers if team.rank == 0 else ()))]
+        saes = run(activations, made.train, to, all_of(tells), team, where)
     if team.rank == 0:
         write_lineage(to, "train", made, inputs)
-        about = [_about(sae) for sae in saes]
-        print_json({"to": to, "saes": about}) if json_ else [screen.show_table(one) for one in about]
+        about = [_about(sae, folder) for sae, folder in zip(saes, folders(made.train, to), strict=True)]
+        print_json({"to": to, "saes": about}) if json_ else [screen.show_trained(one) for one in about]
 
 
-def _about(sae: Any) -> dict[str, Any]:
+def _about(sae: Any, folder: Path) -> dict[str, Any]:
     """What a training made, and its figures on held-out tokens."""
     notes = sae.config.notes
-    said = {"SAE": sae.fingerprint, "hook point": sae.config.hook_point, "features": sae.d_hidden}
-    return {**said, "tokens": notes["tokens"], **{name: round(value, 4) for name, value in notes["held_out"].items()}}
+    said = {"SAE": sae.fingerprint, "folder": str(folder), "hook point": sae.config.hook_point}
+    said |= {"features": sae.d_hidden, "tokens": notes["tokens"], "target l0": notes["training"]["l0"]}
+    return said | {name: round(value, 4) for name, value in notes["held_out"].items()}
 
 
 def _shards(path: str) -> tuple[Any, dict[str, Any]]:
@@ -147,9 +158,9 @@ def _stream(made: Recipe, team: Any) -> tuple[Any, dict[str, Any]]:
 
 @click.command()
 @click.argument("folder", metavar="DIR")
-@click.option("--to", help="The picture's file. [default: loss.png in DIR]")
+@click.option("--to", help="The picture: .png, .svg or .pdf. [default: plot.png in DIR]")
 def train_plot(folder: str, to: str | None) -> None:
-    """Draw the course of a training: losses, L0 and dead features, step by step."""
+    """Draw the course of a training, of one that runs too: L0, FVU, dead features, coefficient, learning rate."""
     from sparsight.train.plot import plot
 
     click.echo(plot(folder, to))
@@ -212,7 +223,7 @@ def evaluate(
 @click.option("--as", "as_", type=click.Choice(FORMATS), default="native", show_default=True, help="The format of TO.")
 def convert(source: str, to: str, as_: str) -> None:
     """Write an SAE in another format. SOURCE is read in whatever format it has."""
-    from sparsight.sae.convert import convert as run
+    from sparsight.sae.files import convert as run
 
     click.echo(f"Wrote {run(source, to, as_)}")
 

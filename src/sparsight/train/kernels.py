@@ -45,6 +45,7 @@ class Compiled(Plain):
 
     def __init__(self, compiled: Any) -> None:
         self._do = compiled
+        compiled.set_num_threads(min(torch.get_num_threads(), compiled.config.NUMBA_NUM_THREADS))
 
     def above(self, pre: Tensor, bias: Tensor, least: Tensor) -> Pairs:
         return self._take(pre, bias, least, torch.full((len(pre),), -torch.inf, dtype=bias.dtype))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsight.errors import BadFile
+from sparsight.errors import BadFile, DiskFull
 
 LOG = "log.jsonl"
 
@@ -33,24 +34,29 @@ class Log:
             sums[key] = sums.get(key, 0.0) + value
         self._count[name] = self._count.get(name, 0) + 1
 
-    def write(self, step: int, tokens: int, facts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """A line for each SAE. Gives the numbers of the first."""
-        first: dict[str, float] = {}
+    def write(self, step: int, tokens: int, facts: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        """A line for each SAE that was seen since the line before. Gives their numbers."""
+        means: dict[str, dict[str, float]] = {}
         for name, sums in self._sums.items():
-            mean = {**{key: value / self._count[name] for key, value in sums.items()}, **facts.get(name, {})}
-            first = first or mean
-            self._append({"step": step, "tokens": tokens, "sae": name, **mean})
+            means[name] = {**{key: value / self._count[name] for key, value in sums.items()}, **facts.get(name, {})}
+            self._append({"step": step, "tokens": tokens, "sae": name, **means[name]})
         self._sums, self._count = {}, {}
-        return first
+        return means
 
     def validated(self, name: str, step: int, figures: dict[str, float]) -> None:
         """A line of figures on held-out tokens."""
         self._append({"step": step, "sae": name, "held_out": figures})
 
     def _append(self, line: dict[str, Any]) -> None:
-        if self._writes:
+        if not self._writes:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(line))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(f"The disk is full at '{self.path}': make room, and go on by the same call.") from error
+            raise
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ def train(
 
     source: a store of activations, its folder, or any Source. The same call goes on with a run that was stopped, and
     gives what one that was not would have given; it reads what is there where the run is done. tell: hears of the
-    progress. team: the processes of the run; device: of this one.
+    progress; its facts are the first SAE's l0, target_l0, fvu, dead, coefficient, lr, ..., of several each one's too as
+    NAME/l0 and so on; held_out_l0, held_out_fvu, held_out_silent when there was a validation; tokens and
+    tokens_per_second. team: the processes of the run; device: of this one.
     Raises Diverged where the loss is no number any more, DiskFull where a checkpoint does not fit, Mismatch where `to`
     is of another run, BadInput where the specs do not fit the source or each other.
     """
@@ -77,6 +79,7 @@ class Held:
     read: str
     written: str | None
     trainer: Trainer
+    held_out: dict[str, float] = field(default_factory=dict)  # figures that nobody was told yet
 
     def of(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Its input and target."""
@@ -108,39 +111,40 @@ class Run:
         self.done = self._agree()
 
     def _agree(self) -> bool:
-        """Write down what the run is, or compare it with what is there. Whether it is done."""
-        said = {"schema": SCHEMA, "specs": [asdict(spec) for spec in self.specs], "of": dict(self.source.about)}
-        said = json.loads(json.dumps(said))
+        """Compare what the run is with what is there. Whether it is done."""
         path = self.to / "train.json"
         if not path.exists():
-            self.to.mkdir(parents=True, exist_ok=True)
-            if self.team.rank == 0:
-                write_json(path, said)
             return False
-        there = read_json(path)
+        said, there = self._said(), read_json(path)
         for name in said:
             if there.get(name) != said[name]:
                 other = _difference(there.get(name), said[name])
                 raise Mismatch(f"'{self.to}' is of another run ({name}: {other}): write into another folder.")
         return bool(there.get("done"))
 
+    def _said(self) -> dict[str, Any]:
+        """What the run is, as JSON gives it back."""
+        said = {"schema": SCHEMA, "specs": [asdict(spec) for spec in self.specs], "of": dict(self.source.about)}
+        return json.loads(json.dumps(said))
+
     def result(self) -> list[SparseAutoEncoder]:
         """What a run that is done has written."""
-        return [load_sae(folder) for folder in self._folders()]
-
-    def _folders(self) -> list[Path]:
-        return [self.to / name if len(self.specs) > 1 else self.to for name in self.names]
+        return [load_sae(folder) for folder in folders(self.specs, self.to)]
 
     def go(self) -> list[SparseAutoEncoder]:
         """Begin, or go on, to the end."""
         began = time.monotonic()
         held, position = self._begin()
-        log = Log(self.to, held[0].trainer.steps, self.team.rank == 0)
+        self.to.mkdir(parents=True, exist_ok=True)  # only now: what cannot be trained leaves nothing
+        if self.team.rank == 0:
+            write_json(self.to / "train.json", self._said())
+        step = good = max(h.trainer.steps for h in held)
+        log = Log(self.to, step, self.team.rank == 0)
         longest = max(spec.steps for spec in self.specs)
         every = max(longest // LINES, 1)
-        saved, good, since = time.monotonic(), held[0].trainer.steps, held[0].trainer.steps
+        saved = line = time.monotonic()
+        since = step
         batches = self.source.batches(self.size, position)
-        step = max(h.trainer.steps for h in held)
         while step < longest:
             position, batch = next(batches)
             step += 1
@@ -148,25 +152,40 @@ class Run:
                 if h.trainer.steps >= h.spec.steps:
                     continue
                 told = h.trainer.step(*h.of(batch, self.device))
-                if not np.isfinite(told["error"]):
+                if not np.isfinite(told["fvu"]):
                     self._diverged(h, step, good)
                 log.saw(h.name, told)
                 if h.trainer.steps % max(h.spec.steps // h.spec.validate, 1) == 0:
-                    log.validated(h.name, step, h.trainer.validate(self._held_out(h)))
+                    h.held_out = h.trainer.validate(self._held_out(h))
+                    log.validated(h.name, step, h.held_out)
             if step % every == 0 or step == longest:
-                facts: dict[str, dict[str, float]] = {
-                    h.name: {"dead": h.trainer.dead, "revived": h.trainer.revived} for h in held
-                }
-                line = log.write(step, step * self.specs[0].batch, facts)
-                rate = (step - since) * self.specs[0].batch / (time.monotonic() - began)
-                said = {**line, "tokens_per_second": rate}
-                self.tell(Progress("train", step, longest, "steps", time.monotonic() - began, said))
+                counts = {h.name: {"dead": h.trainer.dead, "revived": h.trainer.revived} for h in held}
+                means, now = log.write(step, step * self.specs[0].batch, counts), time.monotonic()
+                facts = self._facts(held, means, step, (step - since) / (now - line))
+                self.tell(Progress("train", step, longest, "steps", now - began, facts))
+                since, line = step, now
             if step < longest and self._due(saved, step):
                 self._save(held, position, step)
                 saved, good = time.monotonic(), step
         out = [self._finish(h, log, step) for h in held]
+        self.tell(Progress("train", step, longest, "steps", time.monotonic() - began, self._facts(held, {}, step)))
         self._close()
         return out
+
+    def _facts(
+        self, held: Sequence[Held], means: Mapping[str, Mapping[str, float]], step: int, rate: float | None = None
+    ) -> dict[str, float | str]:
+        """What a Progress says: the numbers of the first SAE that has any and, of several, each one's as NAME/number.
+        rate: steps per second since the last time. Held-out figures are said once."""
+        batch = self.specs[0].batch
+        facts: dict[str, float | str] = {"tokens": step * batch}
+        for h in held:
+            if (mean := dict(means.get(h.name, {}))) or h.held_out:
+                mean |= {"target_l0": h.spec.l0} | {f"held_out_{name}": value for name, value in h.held_out.items()}
+                facts |= {} if "target_l0" in facts else mean
+                facts |= {f"{h.name}/{name}": value for name, value in mean.items() if len(held) > 1}
+            h.held_out = {}
+        return facts if rate is None else {**facts, "tokens_per_second": rate * batch}
 
     def _due(self, saved: float, step: int) -> bool:
         """Whether it is time for a checkpoint; the first process decides."""
@@ -180,7 +199,7 @@ class Run:
         sample = self.source.sample(max(spec.start for spec in self.specs))
         held = []
         for spec, name, folder, (read, written) in zip(
-            self.specs, self.names, self._folders(), self.places, strict=True
+            self.specs, self.names, folders(self.specs, self.to), self.places, strict=True
         ):
             x = sample[read][: spec.start].to(self.device)
             y = None if written is None else sample[written][: spec.start].to(self.device)
@@ -212,7 +231,7 @@ class Run:
         trainer = h.trainer
         trainer.use_average()
         trainer.calibrate(self._held_out(h))
-        figures = trainer.validate(self._held_out(h))
+        figures = h.held_out = trainer.validate(self._held_out(h))
         log.validated(h.name, step, figures)
         if figures["fvu"] > 1:
             warnings.warn(
@@ -265,6 +284,11 @@ def _places(spec: TrainSpec, source: Source) -> tuple[str, str | None]:
         if point not in source.hook_points:
             raise BadInput(f"No activations of '{point}': these are of {there}.")
     return read, written
+
+
+def folders(specs: Sequence[TrainSpec], to: str | Path) -> list[Path]:
+    """Where each SAE of a run is written: one SAE into `to`, several into folders of their own there."""
+    return [Path(to) / name if len(specs) > 1 else Path(to) for name in _names(specs)]
 
 
 def _names(specs: Sequence[TrainSpec]) -> list[str]:

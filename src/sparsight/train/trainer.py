@@ -103,19 +103,19 @@ class Trainer:
     def step(self, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d_out"] | None = None) -> dict[str, float]:
         """One step on this process's rows of a batch of raw activations: what came of it, over the whole batch.
 
-        Gives l0, error (mean |x_hat − y|² / variance: fvu of the batch), coefficient, rate, dead, and the losses.
+        Gives l0, fvu (of the batch: mean |x_hat − y|² / variance of the sample), coefficient, lr, and the other losses.
         """
         work = self._work(x, y)
         g = OBJECTIVE[self.spec.objective](work)
         self.bound = g.bound
         told = self._told(g, work.tokens)
-        if not np.isfinite(told["error"]):
+        if not np.isfinite(told["fvu"]):
             return told  # whoever trains stops: nothing is changed
         self._descend(work, g)
         self._count(g, work.tokens)
         self.steps += 1
         if self.spec.penalised:
-            self.sparsity.saw(told["l0"], self.steps, told["rate"])
+            self.sparsity.saw(told["l0"], self.steps, told["lr"])
         if self.spec.objective == "batchtopk":
             self.threshold += (g.bound / LOWER - self.threshold) * (FORGETS if self.steps > 1 else 1.0)
         every = self.spec.dead if self.spec.revive is None else self.spec.revive
@@ -206,8 +206,8 @@ class Trainer:
         self.team.over_tokens(all_)
         order = [n for n in g.losses if n in ("penalty", "aux")], [n for n in g.losses if n not in ("penalty", "aux")]
         told = dict(zip(["l0", *order[0], *order[1]], (all_ / tokens).tolist(), strict=True))
-        told["error"] /= self.spread
-        return {**told, "coefficient": self.sparsity.coefficient if self.spec.penalised else 0.0, "rate": self.rate}
+        told["fvu"] = told.pop("error") / self.spread
+        return {**told, "coefficient": self.sparsity.coefficient if self.spec.penalised else 0.0, "lr": self.rate}
 
     def _count(self, g: Gradient, tokens: int) -> None:
         fired = g.fired
@@ -274,7 +274,8 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, float]:
-        """L0, fvu (centred, global) and the share of features that are never active, over held-out raw activations."""
+        """L0, fvu (centred, global) and the share of features that are never active, over held-out raw activations. The
+        coefficient of a penalty is steered by that L0 from here on."""
         tokens, active, wrong, total, square = 0, 0.0, 0.0, 0.0, 0.0
         fired = torch.zeros(len(self.norms), dtype=torch.float64, device=self.device)
         for x, y in batches:
@@ -288,6 +289,8 @@ class Trainer:
         if not tokens:
             raise BadInput("There are no held-out tokens to validate on.")
         spread = square - float(torch.as_tensor(total).square().sum()) / tokens
+        if self.spec.penalised:
+            self.sparsity.validated(active / tokens, tokens)
         silent = self._everywhere(int((fired == 0).sum())) / self.d_hidden
         return {"l0": active / tokens, "fvu": wrong / spread, "silent": silent}
 
