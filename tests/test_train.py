@@ -104,6 +104,18 @@ def test_matryoshka_groups_each_reconstruct(store, tmp_path):
     assert errors[1] < errors[0] < 0.9, "eight features alone say something; all say more"
 
 
+def test_a_transcoder_reads_one_hook_point_and_writes_another(store, tmp_path):
+    asked = spec(objective="topk", hook_point_out=OUT, tokens=200_000)
+    train(store, asked, tmp_path / "run")
+    sae = load_sae(tmp_path / "run")
+    assert (sae.config.hook_point, sae.config.hook_point_out) == (HOOK, OUT)
+    assert (sae.d_in, sae.d_out) == (D, D + 2)
+    x = activations(4000, seed=9)
+    y = torch.cat([x.flip(1), x[:, :2]], 1)
+    y_hat, _ = sae(x)
+    assert float((y_hat - y).square().sum() / (y - y.mean(0)).square().sum()) < 0.25
+
+
 def test_the_penalty_finds_its_coefficient_from_any_sane_start(store, tmp_path):
     for start in (0.1, 1.0, 10.0):
         run = tmp_path / str(start)
