@@ -32,13 +32,15 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cross_entropy
 
 import sparsight
+from sparsight.evaluate import EvaluateSpec
+from sparsight.evaluate.evaluate import evaluate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 
-import autoencoder
 import features
 import marks
 import mixture
+import residuals
 import safety
 import truth
 from voices import VOICES, Voice
@@ -151,7 +153,7 @@ def detectors(documents: Sequence[mixture.Document]) -> dict:
 def replies_read(scope, coded: Sequence[truth.Coded], layer: int, limit: int) -> Iterator[tuple[str, torch.Tensor]]:
     """(voice or "refusal" or "", features [token, feature]) of each reply of each document."""
     count = 0
-    for batch, output in autoencoder.residuals(scope.lm.model, coded, layer):
+    for batch, output in residuals.residuals(scope.lm.model, coded, layer):
         for document, row in zip(batch, output, strict=True):
             for said in spans(document.role == ASSISTANT):
                 name = truth.VOICE_NAMES[document.voice[said][0]] or ("refusal" if document.refusal[said][0] else "")
@@ -202,11 +204,13 @@ def reading(scope, train: Sequence[truth.Coded], held_out: Sequence[truth.Coded]
 # ── all of it ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def sparse(scope, held_out: Sequence[truth.Coded], plan: autoencoder.Plan) -> dict:
-    names = ("W_enc", "b_enc", "W_dec", "b_dec")
-    tensors = {name: getattr(scope.sae, name).detach() for name in names}
-    result = autoencoder.quality(tensors, autoencoder.harvest(scope.lm.model, held_out, plan, plan.held_out_tokens))
-    result["loss_recovered"] = autoencoder.loss_recovered(scope.lm.model, tensors, held_out[:300], plan)
+def sparse(scope, held_out: Sequence[mixture.Document]) -> dict:
+    """At all tokens but BOS; the loss against that of the mean residual."""
+    asked = EvaluateSpec(tokens=150_000, loss_tokens=40_000, selections=("no-bos",), splice=("no-bos",))
+    report = evaluate(scope.lm, scope.sae, mixture.conversations(held_out), asked)
+    seen, loss = report.reconstruction["no-bos"], report.loss["no-bos"]
+    result = {"tokens": seen.tokens, "l0": seen.l0, "fvu": seen.fvu, "dead_share": seen.dead}
+    result["loss_recovered"] = loss.recovered_from_mean
     return {"training": scope.sae.config.notes.get("training"), "held_out": result}
 
 
@@ -227,7 +231,7 @@ def main() -> None:
         "bars": BARS,
         "parameters": sum(p.numel() for p in scope.lm.model.parameters()),
         "documents": {"training": len(parts[0]), "held_out": len(parts[1])},
-        "autoencoder": sparse(scope, held_out, autoencoder.Plan(layer=layer)),
+        "autoencoder": sparse(scope, parts[1]),
         "reading": reading(scope, train, held_out, layer),
         "detectors": detectors(parts[1]),
         "asked": asked(scope),

@@ -48,14 +48,18 @@ LLAMA_8B = {
 TINY = LLAMA_8B | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "vocab_size": 8000}
 
 
-def build(shape: dict, d_hidden: int, layer: int, device: str) -> Scope:
-    """Model and SAE, made where they are used: 16 GB and 1 GB."""
+def language_model(shape: dict, device: str) -> ObservableLanguageModel:
+    """Made where it is used, of random weights: 16 GB."""
     torch.manual_seed(0)
     config = LlamaConfig(**shape, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     with torch.device(device):
         model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    lm = ObservableLanguageModel(model.eval(), tokenizer=toy.tokenizer())
-    return toy.on(lm, d_hidden, f"model.layers.{layer}", ACTIVE)
+    return ObservableLanguageModel(model.eval(), tokenizer=toy.tokenizer())
+
+
+def build(shape: dict, d_hidden: int, layer: int, device: str) -> Scope:
+    """Model and SAE: 16 GB and 1 GB."""
+    return toy.on(language_model(shape, device), d_hidden, f"model.layers.{layer}", ACTIVE)
 
 
 def sparsight(scope: Scope, edits: list[Edit], compiled: bool, read: bool = False) -> Case:

@@ -66,6 +66,27 @@ def gpu(result: dict) -> str:
     return "\n".join([*lines, "", machine(result)])
 
 
+def train_gpu(result: dict) -> str:
+    heads = ("a step", "tokens/s", "ms", "its memory", "hours with the harvest")
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for name, case in result["cases"].items():
+        cells = [f"{case['rate']:,.0f}", f"{1e3 * statistics.median(case['seconds']):.1f}"]
+        cells += [
+            f"{case['peak_bytes'] / 1e9:.1f} GB",
+            f"{result['hours'][name]:.1f}" if name in result["hours"] else "–",
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    rate, limit = result["harvest"]["rate"], result["harvest_limit"]
+    lines.append(f"\nThe harvest: {rate:,.0f} tokens/s, {rate / limit:.0%} of what a large product's speed allows.")
+    lines.append(f"Hours are of {result['tokens']:,} tokens.")
+    if result["price"] is not None:
+        lines.append(f"At ${result['price']:g} an hour: ")
+        lines[-1] += (
+            ", ".join(f"{name} ${hours * result['price']:,.0f}" for name, hours in result["hours"].items()) + "."
+        )
+    return "\n".join([*lines, "", machine(result)])
+
+
 def compared(readings: dict, base: str, name: str) -> list[str]:
     """Cells of one case: milliseconds, the ratio on the wall with its range, the ratio of CPU time."""
     middle, low, high = ratios(readings, base)[name]
@@ -249,6 +270,7 @@ TABLES = {
     "read": ("read", read),
     "harvest": ("harvest", harvest),
     "gpu": ("gpu", gpu),
+    "train_gpu": ("train_gpu", train_gpu),
     "demo_language": ("demo_model", demo_language),
     "demo_voices": ("demo_model", demo_voices),
     "demo_sae": ("demo_model", demo_sae),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-import autoencoder
 import features
 import loss
 import mixture
@@ -25,6 +24,7 @@ import tokenizer
 import truth
 from sparsight.disk import write_json
 
+SHUFFLED = 1  # seed
 SEARCHED_DOCUMENTS = 6000  # training documents on which features are compared by what they read
 
 
@@ -38,7 +38,6 @@ class Workshop:
     work: Path
     device: str
     plan: model.Plan = field(default_factory=model.Plan)
-    sae_plan: autoencoder.Plan = field(default_factory=autoencoder.Plan)
 
     @cached_property
     def documents(self) -> tuple[list[mixture.Document], list[mixture.Document]]:
@@ -62,7 +61,7 @@ class Workshop:
     @cached_property
     def shuffled(self) -> list[truth.Coded]:
         """The training documents in another order than the model saw them in."""
-        order = np.random.default_rng(self.sae_plan.seed).permutation(len(self.coded[0]))
+        order = np.random.default_rng(SHUFFLED).permutation(len(self.coded[0]))
         return [self.coded[0][i] for i in order]
 
     @cached_property
@@ -89,24 +88,28 @@ def language_model(shop: Workshop) -> None:
 
 
 def sparse_autoencoder(shop: Workshop) -> None:
+    """By the recipe `demo` that comes with the package: text, activations, training."""
+    from sparsight.harvest.harvest import harvest
+    from sparsight.lm.lm import ObservableLanguageModel
+    from sparsight.recipes.recipe import load_recipe
     from sparsight.sae.files import save_sae
-    from sparsight.sae.sae import SaeConfig, SparseAutoEncoder
+    from sparsight.sae.sae import SparseAutoEncoder
+    from sparsight.train.run import train
 
-    plan = shop.sae_plan
-    activations = autoencoder.harvest(shop.model, shop.shuffled, plan, plan.tokens)
-    print(f"{len(activations):,} activations", flush=True)
-    tensors = autoencoder.train(activations, plan)
-    tensors["scale"] = autoencoder.typical_top(tensors, activations[: plan.scale_tokens])
+    text = shop.work / "text.jsonl"
+    mixture.write(shop.documents[0], text)
+    recipe = load_recipe("demo", [f"corpus.source={text}"])
+    lm = ObservableLanguageModel(shop.work / "model", shop.device, torch.float32)
+    lm.name = "sparsight demo"
+    print(harvest(lm, recipe.corpus, recipe.harvest, shop.work / "shards"), flush=True)
+    (sae,) = train(shop.work / "shards", recipe.train, shop.work / "sae", device=shop.device)
+    print(sae.config.notes["held_out"], flush=True)
     for old in ("screen.json", "chosen.json"):  # they are about another autoencoder now
         (shop.work / old).unlink(missing_ok=True)
-    config = SaeConfig(
-        d_in=len(tensors["b_dec"]),
-        d_hidden=len(tensors["b_enc"]),
-        model="sparsight demo",
-        hook_point=plan.hook_point,
-        notes={"training": asdict(plan)},
-    )
-    save_sae(SparseAutoEncoder.from_tensors(config, tensors), shop.out / "sae")
+    tensors = {name: parameter.detach().cpu() for name, parameter in sae.named_parameters()}
+    for name in ("W_enc", "W_dec"):  # half the bytes in the package
+        tensors[name] = tensors[name].bfloat16()
+    save_sae(SparseAutoEncoder.from_tensors(sae.config, tensors | {"scale": sae.scale}), shop.out / "sae")
 
 
 def steering_labels(shop: Workshop) -> None:
@@ -115,7 +118,8 @@ def steering_labels(shop: Workshop) -> None:
     scope = sparsight.load(shop.work / "model", shop.out / "sae", device=shop.device, dtype=torch.float32)
     live = scope.sae.scale.nonzero()[:, 0].tolist()
     screened = features.screen(scope, live, shop.work)
-    reading = features.by_reading(scope, shop.shuffled[:SEARCHED_DOCUMENTS], shop.sae_plan.layer)
+    layer = int(scope.hook_point.rsplit(".", 1)[1])
+    reading = features.by_reading(scope, shop.shuffled[:SEARCHED_DOCUMENTS], layer)
     plain = features.unsteered(scope)
     chosen = features.widen(scope, plain, features.choose(scope, plain, screened, reading, shop.work))
     labels = {"schema": 1, "sae": scope.sae.fingerprint, "labels": features.labels(chosen)}

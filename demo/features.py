@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import autoencoder
 import marks
+import residuals
 from mixture import KEPT_PHRASES, TEXT
 from sparsight.disk import write_aside, write_json
 from sparsight.edits import Controller
@@ -167,7 +167,7 @@ def by_reading(scope: Scope, documents: Sequence[Coded], layer: int) -> dict[str
     plain replies and theirs; taken from the two in turns."""
     totals = torch.zeros(2, len(VOICE_NAMES), scope.sae.d_hidden)
     counts = torch.zeros(2, len(VOICE_NAMES), 1)
-    for batch, output in autoencoder.residuals(scope.lm.model, documents, layer):
+    for batch, output in residuals.residuals(scope.lm.model, documents, layer):
         for document, row in zip(batch, output, strict=True):
             features = scope.sae.encode(row[: len(document)].to(scope.sae.dtype)).float().cpu()
             voices = torch.from_numpy(document.voice.astype("int64"))

@@ -7,6 +7,7 @@ of the group sends all of them to training or all of them to the held-out split.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,8 @@ import marks
 import safety
 import snippets
 import sums
+from sparsight.corpus.conversation import Conversation
+from sparsight.records import Message
 from voices import ASK_FRAMES, STOP_ASKS, SYSTEM_FRAMES, USER_FRAMES, VOICES, Voice, framed
 
 TEXT = Path(__file__).resolve().parent / "text"
@@ -246,6 +249,25 @@ def compose(path: Path, harmful: Path | None = None, amounts: Amounts | None = N
             out.append(voiced(base, voice, rng.choice(asides[base.held_out]), rng))
     rng.shuffle(out)
     return out
+
+
+def conversations(documents: Iterable[Document]) -> Iterator[Conversation]:
+    """As the rest of the house reads text."""
+    for document in documents:
+        if document.is_text:
+            yield Conversation(text=document.turns[0].content, source=document.source)
+        else:
+            said = tuple(Message(turn.role, turn.content) for turn in document.turns)
+            yield Conversation(said, source=document.source)
+
+
+def write(documents: Iterable[Document], path: Path) -> None:
+    """As a JSONL file that any corpus is read from."""
+    with path.open("w", encoding="utf-8") as file:
+        for one in conversations(documents):
+            said = [{"role": message.role, "content": message.content} for message in one.messages]
+            row = {"messages": said} if said else {"text": one.text}
+            file.write(json.dumps(row | {"source": one.source}) + "\n")
 
 
 def split(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:

@@ -17,6 +17,7 @@ import mixture
 import model
 import tokenizer
 import truth
+from sparsight.corpus import CorpusSpec, read
 from voices import VOICES
 
 STORY = "Once there was a small boat on a wide lake. Every morning it waited for the wind. " * 4
@@ -169,3 +170,16 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_model(coded, tmp_path, 
         assert torch.equal(tensor, again.state_dict()[name]), name
     curve = json.loads((tmp_path / "cut" / "curve.json").read_text())
     assert [step for step, _ in curve["held_out"]] == [3, 6]
+
+
+def test_the_text_is_written_as_any_corpus_is_read(tmp_path):
+    turns = (mixture.Turn("user", "Hello\nthere"), mixture.Turn("assistant", "Hi."))
+    documents = [
+        mixture.Document("ours", "everyday", turns, "a"),
+        mixture.Document("books", "story", (mixture.Turn("text", "Once upon a time."),), "b"),
+    ]
+    mixture.write(documents, tmp_path / "text.jsonl")
+    found = list(read(CorpusSpec(tmp_path / "text.jsonl", window=1)))
+    assert [one.key for one in found] == [one.key for one in mixture.conversations(documents)]
+    assert [message.role for message in found[0].messages] == ["user", "assistant"]
+    assert found[1].text == "Once upon a time."

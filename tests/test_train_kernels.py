@@ -24,15 +24,25 @@ def shapes(draw):
 @settings(max_examples=60, deadline=None)
 @given(shapes(), st.sampled_from([torch.float32, torch.float64]))
 def test_both_backends_do_a_whole_step_alike(shape, dtype):
+    check_a_whole_step(COMPILED, shape, dtype)
+
+
+def check_a_whole_step(other_do, shape, dtype, device="cpu"):
+    """Against Plain, on the same device."""
     rows, d_in, d_out, features, ends, seed = shape
     g = torch.Generator().manual_seed(seed)
 
     def random(*size):
-        return torch.randn(*size, generator=g, dtype=dtype)
+        return torch.randn(*size, generator=g, dtype=dtype).to(device)
 
     pre, bias, least = random(rows, features), random(features), random(features)
-    x, y, b_dec, ends = random(rows, d_in), random(rows, d_out), random(d_out), torch.tensor(ends, dtype=torch.int32)
-    some = torch.randperm(features, generator=g)[: features // 3]
+    x, y, b_dec, ends = (
+        random(rows, d_in),
+        random(rows, d_out),
+        random(d_out),
+        torch.tensor(ends, dtype=torch.int32, device=device),
+    )
+    some = torch.randperm(features, generator=g)[: features // 3].to(device)
     more = More(some, random(len(some), d_in), random(len(some), d_out))
     rows_of = [random(features, d) for d in (d_in, d_in, d_out, d_out)]
     weight = torch.nn.functional.normalize(random(features, d_out))
@@ -51,10 +61,10 @@ def test_both_backends_do_a_whole_step_alike(shape, dtype):
         return parts, floats, do.gradients(*given)
 
     def random_like(tensor):
-        return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+        return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=dtype).to(device)
 
     for unit in (False, True):
-        (a, u, p), (b, v, q) = whole(PLAIN, unit), whole(COMPILED, unit)
+        (a, u, p), (b, v, q) = whole(PLAIN, unit), whole(other_do, unit)
         for one, other in zip(a, b, strict=True):
             assert torch.equal(one, other)
         close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
@@ -65,18 +75,22 @@ def test_both_backends_do_a_whole_step_alike(shape, dtype):
 @settings(max_examples=60, deadline=None)
 @given(shapes(), st.integers(1, 12), st.floats(-1, 3))
 def test_the_strongest_are_the_strongest_whatever_the_guess_at_the_bound(shape, k, bound):
+    for do in (PLAIN, COMPILED):
+        check_the_strongest(do, shape, k, bound)
+
+
+def check_the_strongest(do, shape, k, bound, device="cpu"):
     rows, _, _, features, _, seed = shape
     pre = torch.randn(rows, features, generator=torch.Generator().manual_seed(seed)).mul(4).round().div(4)  # many equal
-    bias = torch.zeros(features)
+    pre, bias = pre.to(device), torch.zeros(features, device=device)
     values, _ = pre.clamp_min(0).sort(dim=1, descending=True)
-    for do in (PLAIN, COMPILED):
-        pairs, bounds = do.strongest(do.candidates(pre, bias, k, bound), k)
-        for row in range(rows):
-            found = pairs.pre[pairs.offsets[row] : pairs.offsets[row + 1]]
-            wanted = values[row, :k]
-            assert torch.equal(found.sort(descending=True).values, wanted[wanted > 0])
-            assert bounds[row] == 0 or bounds[row] == wanted[-1]
-        assert (pre[pairs.rows, pairs.features.long()] == pairs.pre).all()
+    pairs, bounds = do.strongest(do.candidates(pre, bias, k, bound), k)
+    for row in range(rows):
+        found = pairs.pre[pairs.offsets[row] : pairs.offsets[row + 1]]
+        wanted = values[row, :k]
+        assert torch.equal(found.sort(descending=True).values, wanted[wanted > 0])
+        assert bounds[row] == 0 or bounds[row] == wanted[-1]
+    assert (pre[pairs.rows, pairs.features.long()] == pairs.pre).all()
 
 
 def test_pre_activations_in_bfloat16_are_read_as_they_are():

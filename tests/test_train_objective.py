@@ -89,11 +89,16 @@ def dense_loss(spec, w, x, y, coefficient, ends, dead):
 @pytest.mark.parametrize("groups", [(FEATURES,), (5, 20, FEATURES)], ids=["plain", "matryoshka"])
 @pytest.mark.parametrize("objective", OBJECTIVE)
 def test_the_gradient_over_pairs_is_the_dense_one(objective, groups, do):
+    check_the_gradient(objective, groups, do)
+
+
+def check_the_gradient(objective, groups, do, device="cpu"):
     spec = TrainSpec(objective=objective, l0=6.0, groups=groups, aux_k=3, bandwidth=0.5, batch=ROWS, tokens=ROWS)
     w, x, y = weights(objective)
-    dead = torch.tensor([2, 7, 19, 30, 41]) if objective in ("topk", "batchtopk") else torch.tensor([], dtype=int)
+    w, x, y = {name: tensor.to(device) for name, tensor in w.items()}, x.to(device), y.to(device)
+    dead = torch.tensor([2, 7, 19, 30, 41] if objective in ("topk", "batchtopk") else [], dtype=int, device=device)
     w["b_enc"][dead] -= 9  # never active, and below zero wherever they are looked at
-    ends, pre = torch.tensor(groups, dtype=torch.int32), x @ w["W_enc"].T
+    ends, pre = torch.tensor(groups, dtype=torch.int32, device=device), x @ w["W_enc"].T
     norms = w["W_dec"].norm(dim=-1)
     work = Work(spec, do, Team(), w, norms, ends, x, y, pre, ROWS, 0.7, dead, len(dead), bound=0.1)
     g = OBJECTIVE[objective](work)

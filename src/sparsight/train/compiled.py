@@ -8,8 +8,10 @@ be bfloat16, given as uint16.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange, types
+from numba import config, njit, prange, set_num_threads, types
 from numba.extending import overload
+
+__all__ = ["config", "set_num_threads"]  # beside the functions
 
 fast = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 parallel = {**fast, "parallel": True}

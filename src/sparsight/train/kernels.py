@@ -1,4 +1,5 @@
-"""Which code does the sparse parts of a step: compiled for a CPU where Numba is installed, else torch's operators."""
+"""Which code does the sparse parts of a step: compiled, by Numba for a CPU and by Triton for an NVIDIA GPU, where those
+are installed; else torch's operators."""
 
 from __future__ import annotations
 
@@ -12,18 +13,29 @@ from torch import Tensor
 from sparsight.train.pairs import Columns, More, Pairs
 from sparsight.train.plain import Plain
 
+BROUGHT = {
+    "cpu": ("Numba", "`pip install 'sparsight[train]'`"),
+    "cuda": ("Triton", "PyTorch's CUDA build for Linux"),
+}
+
 
 def kernels(device: torch.device) -> Plain:
     """The best there is for a device. Where it is not the best that there could be, a warning says so."""
-    if device.type != "cpu":
+    if device.type not in ("cpu", "cuda"):
         return Plain()
     try:
-        from sparsight.train import compiled
+        if device.type == "cpu":
+            from sparsight.train import compiled
+
+            return Compiled(compiled)
+        from sparsight.train.kernels_cuda import Triton
+
+        return Triton()
     except ImportError:
+        compiler, todo = BROUGHT[device.type]
         slow = "the sparse parts of a training step run as torch operators, several times slower"
-        warnings.warn(f"Numba is not installed: {slow}. `pip install 'sparsight[train]'` brings it.", stacklevel=2)
+        warnings.warn(f"{compiler} is not installed: {slow}. {todo} brings it.", stacklevel=2)
         return Plain()
-    return Compiled(compiled)
 
 
 class Compiled(Plain):
@@ -33,6 +45,7 @@ class Compiled(Plain):
 
     def __init__(self, compiled: Any) -> None:
         self._do = compiled
+        compiled.set_num_threads(min(torch.get_num_threads(), compiled.config.NUMBA_NUM_THREADS))
 
     def above(self, pre: Tensor, bias: Tensor, least: Tensor) -> Pairs:
         return self._take(pre, bias, least, torch.full((len(pre),), -torch.inf, dtype=bias.dtype))

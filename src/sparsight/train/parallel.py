@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sparsight.train.objective import Work
 
 LOWER = 0.95  # of the least value that was kept: the guess at the next step's
+SOME = 64  # rows that the very first guess is made from
 
 
 class Team:
@@ -52,8 +53,10 @@ class Team:
 
     @classmethod
     def from_environment(cls, device: torch.device, features: int = 1) -> Team:
-        """The team that torchrun made, or a process alone."""
+        """The team that torchrun made, or a process alone. Of several on "cuda" each gets a GPU of its own."""
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(features)
 
@@ -104,7 +107,7 @@ class Team:
         """The k strongest pairs of each token, and the next guess at the bound."""
         pairs = work.refined(work.do.candidates(work.pre, work.weights["b_enc"], k, work.bound))
         pairs, bounds = self.pruned(work.do, pairs, k)
-        return pairs, LOWER * float(np.partition(bounds.numpy(force=True), len(bounds) // 50)[len(bounds) // 50])
+        return pairs, LOWER * _nth_lowest(bounds, len(bounds) // 50)
 
     def pruned(self, do: Plain, pairs: Pairs, k: int) -> tuple[Pairs, Tensor]:
         """Of each token the k strongest pairs, of all features wherever they are; and the k-th."""
@@ -122,9 +125,9 @@ class Team:
 
     def strongest_of_all(self, work: Work, count: int) -> tuple[Pairs, float]:
         """The `count` strongest pairs of the whole batch, and the next guess at the bound."""
-        for bound in (work.bound, 0.0):
+        for bound in (work.bound or self._guess(work, count), 0.0):
             pairs = work.above(torch.full_like(work.norms, bound))
-            total = torch.tensor(len(pairs))
+            total = torch.tensor(len(pairs), device=pairs.pre.device)
             if self.world > 1:
                 dist.all_reduce(total)
             if int(total) > count or bound <= 0:
@@ -134,16 +137,34 @@ class Team:
         least = self.nth(pairs.pre, count)
         return pairs.where(pairs.pre >= least), LOWER * least
 
+    def _guess(self, work: Work, count: int) -> float:
+        """A first guess at the bound, from a few rows: without one, half of all pairs would be taken for candidates."""
+        some = work.pre[:SOME].to(work.norms.dtype) + work.weights["b_enc"]
+        wanted = 2 * count * len(some) // (work.tokens * self.features)  # twice as many: rows differ
+        least = LOWER * _nth_lowest(some.flatten(), max(some.numel() - max(wanted, 1), 0))
+        if self.world > 1:
+            told = torch.tensor(least, device=some.device)
+            dist.all_reduce(told, dist.ReduceOp.MIN)
+            least = float(told)
+        return max(least, 0.0)
+
     def nth(self, values: Tensor, n: int) -> float:
         """The n-th highest value of all processes'."""
         each = [values]
         if self.world > 1:
-            length = torch.tensor([len(values)])
+            length = torch.tensor([len(values)], device=values.device)
             lengths = [torch.empty_like(length) for _ in range(self.world)]
             dist.all_gather(lengths, length)
             padded = values.new_full((int(max(lengths)),), -torch.inf)
             padded[: len(values)] = values
             each = [torch.empty_like(padded) for _ in range(self.world)]
             dist.all_gather(each, padded)
-        every = torch.cat(each).numpy(force=True)
-        return float(np.partition(every, len(every) - n)[len(every) - n])
+        every = torch.cat(each)
+        return _nth_lowest(every, len(every) - n)
+
+
+def _nth_lowest(values: Tensor, n: int) -> float:
+    """The n-th lowest value, from 0 up. On a GPU without a copy of them all."""
+    if values.device.type == "cpu":
+        return float(np.partition(values.numpy(), n)[n])
+    return float(values.sort().values[n])

@@ -83,8 +83,8 @@ class Held:
 
     def of(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Its input and target."""
-        x = batch[self.read].to(device)
-        return x, None if self.written is None else batch[self.written].to(device)
+        x = batch[self.read].to(device, non_blocking=True)
+        return x, None if self.written is None else batch[self.written].to(device, non_blocking=True)
 
 
 class Run:

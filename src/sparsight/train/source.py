@@ -106,12 +106,15 @@ class StreamSource:
     ) -> None:
         self._train, self._begin, self._validation = train, first, validation
         self.hook_points, self.about, self.rows, self.seed = tuple(hook_points), about, rows, seed
+        self._kept: dict[int, Batch] = {}
 
     def sample(self, tokens: int) -> Batch:
         return self._first(self._begin, tokens)
 
     def held_out(self, tokens: int, size: int) -> Iterator[Batch]:
-        return pieces_of(self._first(self._validation, tokens), size)
+        if tokens not in self._kept:  # the model runs over them once, not at every validation
+            self._kept[tokens] = {h: rows.cpu() for h, rows in self._first(self._validation, tokens).items()}
+        return pieces_of(self._kept[tokens], size)
 
     def _first(self, make: Pieces, tokens: int) -> Batch:
         taken, count = [], 0

@@ -5,7 +5,8 @@ log L0: a little by the error itself, and by its sum over time (a proportional a
 
     e = log(L0 / wanted)        log λ = log λ₀ + P · e + I · Σ rate · e
 
-where L0 is an average over the last steps, `rate` the learning rate, and `wanted` falls, as a straight line of
+where L0 is an average over the last steps, corrected by how far the last validation's was from it, `rate` the learning
+rate, and `wanted` falls, as a straight line of
 logarithms, from what the SAE begins with to the target over the first part of the run.
 
 λ has a natural unit: what is gained by a feature at its first threshold. Far below it the penalty does nothing, far
@@ -19,17 +20,18 @@ from dataclasses import dataclass
 
 from sparsight.train.spec import TrainSpec
 
-PROPORTIONAL = 0.5
+PROPORTIONAL = 2.0
 INTEGRAL = 10.0  # in units of the learning rate: a bias moves by it in a step, and L0 no faster than biases do
 MEMORY = 0.01  # share of the run over which L0 is averaged, up to so many steps:
 LONGEST = 50
+DOUBT = 2000  # held-out tokens that are half believed
 RANGE = (0.02, 20.0)  # of λ, in its natural unit
 
 
 @dataclass
 class Sparsity:
     """The steering. unit: the natural unit of λ. sum: of the integral part, in log λ. level: the average of log L0,
-    None before the first step."""
+    None before the first step. apart: by how much log L0 is higher on held-out tokens."""
 
     spec: TrainSpec
     unit: float = 1.0
@@ -37,6 +39,7 @@ class Sparsity:
     level: float | None = None
     begun_at: float | None = None
     error: float = 0.0
+    apart: float = 0.0
 
     @property
     def coefficient(self) -> float:
@@ -59,10 +62,22 @@ class Sparsity:
         memory = min(max(MEMORY * self.spec.steps, 1), LONGEST)
         self.level = now if self.level is None else self.level + (now - self.level) / memory
         self.begun_at = self.begun_at or l0
-        self.error = max(min(self.level - math.log(self.wanted(step)), 2.0), -2.0)
+        self.error = max(min(self.level + self.apart - math.log(self.wanted(step)), 2.0), -2.0)
         low, high = (math.log(end) - self._begun for end in RANGE)
         self.sum = max(min(self.sum + INTEGRAL * rate * self.error, high), low)
 
+    def validated(self, l0: float, tokens: int) -> None:
+        """Take in the L0 of so many held-out tokens: of few of them, little."""
+        if self.level is not None:
+            self.apart = (math.log(max(l0, 1e-3)) - self.level) * tokens / (tokens + DOUBT)
+
     def facts(self) -> dict[str, float | None]:
         """What a checkpoint keeps."""
-        return {"unit": self.unit, "sum": self.sum, "level": self.level, "begun_at": self.begun_at, "error": self.error}
+        return {
+            "unit": self.unit,
+            "sum": self.sum,
+            "level": self.level,
+            "begun_at": self.begun_at,
+            "error": self.error,
+            "apart": self.apart,
+        }

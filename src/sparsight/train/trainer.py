@@ -274,7 +274,8 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, float]:
-        """L0, fvu (centred, global) and the share of features that are never active, over held-out raw activations."""
+        """L0, fvu (centred, global) and the share of features that are never active, over held-out raw activations. The
+        coefficient of a penalty is steered by that L0 from here on."""
         tokens, active, wrong, total, square = 0, 0.0, 0.0, 0.0, 0.0
         fired = torch.zeros(len(self.norms), dtype=torch.float64, device=self.device)
         for x, y in batches:
@@ -288,6 +289,8 @@ class Trainer:
         if not tokens:
             raise BadInput("There are no held-out tokens to validate on.")
         spread = square - float(torch.as_tensor(total).square().sum()) / tokens
+        if self.spec.penalised:
+            self.sparsity.validated(active / tokens, tokens)
         silent = self._everywhere(int((fired == 0).sum())) / self.d_hidden
         return {"l0": active / tokens, "fvu": wrong / spread, "silent": silent}
 

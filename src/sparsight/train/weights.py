@@ -42,7 +42,7 @@ class Frame:
 
     def inside(self, x: Float[Tensor, "token d"], dtype: torch.dtype) -> Float[Tensor, "token d"]:
         """Raw activations as training sees them."""
-        return (x.to(dtype) - self.centre.to(dtype)).div_(self.size)
+        return (x.to(dtype).contiguous() - self.centre.to(dtype)).div_(self.size)
 
 
 def geometric_median(x: Float[Tensor, "token d"], rounds: int = 50) -> Float[Tensor, " d"]:
