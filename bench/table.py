@@ -17,7 +17,7 @@ from sparsight.evaluate.synthetic import KINDS as TOYS
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
-    *(ROOT / "docs" / f"{name}.md" for name in ("speed", "demo", "harvest")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("speed", "demo", "harvest", "synthetic", "train")),
     ROOT / "src" / "sparsight" / "demo" / "README.md",
 )
 

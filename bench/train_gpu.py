@@ -1,11 +1,12 @@
 """What would an SAE of Llama 3.1 8B cost on one GPU? 65,536 features on the residual of layer 19, L0 91, 819 M tokens.
 
-    python bench/train_gpu.py [--price 2.5]     needs a CUDA GPU with 64 GB; price: dollars for an hour of it
+    python bench/train_gpu.py [--price 2.5]     needs a CUDA GPU with 80 GB; price: dollars for an hour of it
     python bench/train_gpu.py --tiny            the same programme on a toy, anywhere: whether it runs, not how fast
 
     train      batches of 8,192 rows with known features, in memory. Ours, of each of two objectives, beginning at the
-               truth so that L0 is the one asked for, and all but staying there. Beside it a dense step in torch as
-               SAELens takes it, in its float32 and unfused; and one by fused Adam with bfloat16 products
+               truth so that L0 is the one asked for, and all but staying there; no feature is dead. Beside it a dense
+               step in torch as SAELens takes it, in its float32 and unfused; and one by fused Adam with bfloat16
+               products
     products   of the encoder alone, in bfloat16: what no step of ours can be faster than
     harvest    the 8B shape with random weights in bfloat16, ended at layer 19, in full blocks; beside what its
                floating-point operations take at the speed of a large product, measured

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from conftest import HOOK
 
 from sparsight.errors import BadInput, DiskFull, Diverged, Mismatch
+from sparsight.evaluate.synthetic import KINDS, Toy, score
 from sparsight.sae.files import load_sae
 from sparsight.shards.manifest import Manifest
 from sparsight.shards.shards import Shards
@@ -159,6 +160,18 @@ def test_clipping_bounds_the_step():
         trainer.step(activations(256, seed=1))
     assert one.mean["W_enc"].norm() > 1e-3
     assert 0 < other.mean["W_enc"].norm() < 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_truth_of_every_kind_of_toy_is_found(kind):
+    toy = Toy(kind, d_in=32, features=64, l0=3.0, group=8)
+    asked = TrainSpec(objective="topk", d_hidden=64, l0=3.0, lr=5e-3, batch=512, tokens=512 * 1200, dead=50_000)
+    trainer = Trainer(asked, toy.sample(8192, 10**6))
+    for step in range(asked.steps):
+        trainer.step(toy.sample(512, step))
+    found = score(toy, trainer.weights["W_dec"])
+    assert found.mmcs > (0.93 if kind in ("iid", "zipf") else 0.8)
+    assert trainer.validate([(toy.sample(8192, 10**7), None)])["silent"] < 0.05
 
 
 # ── the frame ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -142,8 +142,12 @@ def test_every_kernel_compiles_for_a_gpu(product):
         def _run(self, name, grid, *given, **constants):
             kernel = getattr(compiled_cuda, name)
             said = [f"*{types[a.dtype]}" if isinstance(a, torch.Tensor) else "i32" for a in given]
-            signature = dict(zip((n for n in kernel.arg_names if n not in constants), said, strict=True))
-            source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+            names = [n for n in kernel.arg_names if n not in constants]
+            settled = constants | {
+                n: 1 for n, a in zip(names, given, strict=True) if isinstance(a, int) and a == 1
+            }  # as when it runs
+            signature = dict(zip(names, said, strict=True)) | dict.fromkeys(settled, "constexpr")
+            source = ASTSource(kernel, signature, constexprs=settled)
             options = {"num_warps": _warps(constants), "enable_fp_fusion": True}
             assert compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
             seen.add(name)
@@ -154,6 +158,7 @@ def test_every_kernel_compiles_for_a_gpu(product):
     pre, bias, x = torch.zeros(rows, features, dtype=product), torch.zeros(features), torch.zeros(rows, d)
     matrix, some, hyper = torch.zeros(features, d), torch.arange(3), torch.zeros(5)
     do.above(pre, bias, bias)
+    do.strongest(do.candidates(pre, bias, 1), 1)
     for ends in ([features], [8, features]):
         ends = torch.tensor(ends, dtype=torch.int32)
         pairs, _ = do.strongest(do.candidates(pre, bias, 4, 0.5), 4)
