@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -555,8 +556,16 @@ def test_a_recipe_is_trained_straight_on_its_models_text(capsys, saved, tmp_path
         '[[train]]\nd_hidden = 64\nl0 = 4\nobjective = "topk"\nbatch = 64\ntokens = 640\nstart = 512\n'
         "validation = 64\n[[train]]\nd_hidden = 64\nl0 = 8\nbatch = 64\ntokens = 640\nstart = 512\nvalidation = 64\n"
     )
-    code, out, err = run(capsys, "train", recipe, "--corpus", text, "--to", "sae", "--device", "cpu")
+    heard, stub = [], types.ModuleType("trackio")
+    stub.init, stub.log, stub.finish = lambda **_: None, lambda told, step: heard.append((step, told)), lambda: None
+    train = ["train", recipe, "--corpus", text, "--to", "sae", "--device", "cpu", "--report", "trackio"]
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    assert run(capsys, *train)[::2] == (1, "sparsight: trackio is not installed: pip install trackio.\n")
+    monkeypatch.setitem(sys.modules, "trackio", stub)
+    code, out, err = run(capsys, *train)
     assert code == 0, err
+    assert [step for step, _ in heard] == [*range(1, 11), 10]
+    assert {"topk_64_l0-4/fvu", "relu_64_l0-8/coefficient", "tokens_per_second"} <= heard[0][1].keys()
     assert err.startswith("train: 1 of 10 steps, of 2 SAEs the first: L0 4 (target 4), FVU "), "topk has it at once"
     assert "held out: L0            4, asked for 4" in out
     assert "L0 is not where it was asked to be" in err, "the penalty of the other has had no time"

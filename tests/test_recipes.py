@@ -43,6 +43,12 @@ def file(tmp_path):
     return path
 
 
+def test_the_llama_recipe_is_the_cards_sae_trained_as_the_nearest_one_that_was_published():
+    (spec,) = load_recipe("llama-3.1-8b-instruct-l19").train
+    assert (spec.objective, spec.d_hidden, spec.l0, spec.batch, spec.lr) == ("relu", 65_536, 91, 4096, 5e-5)
+    assert (spec.steps, spec.warmup * spec.steps, spec.decay) == (200_000, 10_000, 0.2)
+
+
 @pytest.mark.parametrize("name", names())
 def test_a_recipe_that_comes_along_can_be_meant(name, tmp_path):
     for room in ("harvest", "train", "evaluate"):

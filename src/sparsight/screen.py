@@ -248,7 +248,9 @@ def show_trained(about: Mapping[str, Any]) -> None:
     rows = {name: value for name, value in about.items() if name not in ("target l0", "l0", "fvu", "silent")}
     show_table(rows | {f"held out: {name}": value for name, value in figures.items()})
     if abs(l0 / target - 1) > OFF:
-        note("L0 is not where it was asked to be: the run was too short for the penalty to settle. Train longer.")
+        note(
+            "L0 is not where it was asked to be. In a short run it has no time to settle: `sparsight train plot` shows."
+        )
 
 
 def show_report(report: Any) -> None:

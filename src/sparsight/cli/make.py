@@ -68,8 +68,10 @@ def harvest(recipe: str | None, to: str, settings: tuple[str, ...], json_: bool,
 @click.option("--recipe", help="With SHARDS: the recipe whose [train] counts.")
 @click.option("--corpus", "corpus__source", help="With RECIPE: its text; a file, a folder, a glob, a hub dataset.")
 @click.option("--device", help="Where it is trained: cpu, cuda. [default: the GPU where there is one]")
-@click.option("--feature-processes", default=1, show_default=True, help="Under torchrun: that share one dictionary.")
-@click.option("--report", multiple=True, type=click.Choice(REPORTS), help="Who else hears of its course. Repeatable.")
+@click.option(
+    "--feature-processes", default=1, show_default=True, help="Under torchrun: how many share one dictionary."
+)
+@click.option("--report", multiple=True, type=click.Choice(REPORTS), help="Tell its course to this too. Repeatable.")
 @knob_options("train")
 @settings
 @as_json

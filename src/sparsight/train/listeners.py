@@ -6,8 +6,11 @@ goes on after a stop, by a name that it keeps in the folder.
 
 from __future__ import annotations
 
+import os
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -18,7 +21,7 @@ from sparsight.errors import BadInput, Missing
 from sparsight.records import Progress
 
 REPORTS = ("wandb", "trackio", "tensorboard")
-PROJECT = "sparsight"  # where WANDB_PROJECT, which wandb reads itself, or the caller names no other
+PROJECT = "sparsight"
 NAME = "report.txt"
 
 Log = Callable[[Mapping[str, float | str], int], Any]
@@ -50,7 +53,8 @@ class Listener:
 
     def __call__(self, progress: Progress) -> None:
         if self._begun is None:
-            self._begun = BEGIN[self.report](self, self._module, progress.done)
+            with redirect_stdout(sys.stderr):  # what they have to say is no answer
+                self._begun = BEGIN[self.report](self, self._module, progress.done)
         facts = progress.facts
         several = any("/" in name for name in facts)  # then those of the first are there twice
         shared = ("tokens", "tokens_per_second")
@@ -60,7 +64,8 @@ class Listener:
     def close(self) -> None:
         """Bring to its place what was told, and end."""
         if self._begun is not None:
-            self._begun[1]()
+            with redirect_stdout(sys.stderr):
+                self._begun[1]()
             self._begun = None
 
     def name(self) -> str:
@@ -105,8 +110,7 @@ def _tensorboard(listener: Listener, module: ModuleType, step: int) -> Begun:
 
 
 def _project(listener: Listener) -> str | None:
-    import os
-
+    """None: wandb takes that of the environment."""
     return None if listener.report == "wandb" and "WANDB_PROJECT" in os.environ else listener.project
 
 
