@@ -15,8 +15,8 @@ of 8 (or else of those nearest to it) the one with the best MMCS is told, and it
 On 65,536 held-out samples: FVU (centred) and L0 of the finished SAE; its features that do not fire there are dead.
 Recovery is against the toy's directions (evaluate.synthetic.score).
 
-Each run is written to bench/results/ground_truth.json as it ends, and not run again: a run that was stopped goes on.
-Delete the file, or name it otherwise by --into, to begin anew. --quick: a tenth of the samples, in a file of its own.
+Each run is written to bench/results/ground_truth_KIND.json as it ends, and not run again: a run that was stopped goes
+on. Delete the file to begin anew. --quick: a tenth of the samples, in files of their own.
 How to install the peers: see train_peers.py.
 """
 
@@ -105,23 +105,17 @@ def best(runs: Iterable[dict[str, Any]], l0: float) -> dict[str, Any] | None:
     return min(runs, key=lambda r: abs(r["l0"] - l0)) if runs else None
 
 
-def wanted(runs: dict[str, Any], names: Sequence[str], kinds: Sequence[str], seeds: Sequence[int], l0: float) -> Any:
-    """(toy's kind, name, coefficient, batch, rate, seed) of all runs, in order; the later seeds take what the first has
-    found."""
-
-    def each() -> Iterator[tuple[str, str, float, int, float, int]]:
-        for seed in seeds:
-            for kind in kinds:
-                for name in names:
-                    mine = (r for r in runs.values() if (r["name"], r["toy"], r["seed"]) == (name, kind, seeds[0]))
-                    found = best(mine, l0) if seed != seeds[0] else None
-                    if found:
-                        yield kind, name, found["coefficient"], found["batch"], found["rate"], seed
-                        continue
-                    for coefficient, (batch, rate) in product(coefficients(name), SETTINGS):
-                        yield kind, name, coefficient, batch, rate, seed
-
-    return each()
+def wanted(runs: dict[str, Any], names: Sequence[str], seeds: Sequence[int], l0: float) -> Iterator[Any]:
+    """(name, coefficient, batch, rate, seed) of all runs, in order; the later seeds take what the first has found."""
+    for seed in seeds:
+        for name in names:
+            mine = (r for r in runs.values() if (r["name"], r["seed"]) == (name, seeds[0]))
+            found = best(mine, l0) if seed != seeds[0] else None
+            if found:
+                yield name, found["coefficient"], found["batch"], found["rate"], seed
+                continue
+            for coefficient, (batch, rate) in product(coefficients(name), SETTINGS):
+                yield name, coefficient, batch, rate, seed
 
 
 def main() -> None:
@@ -132,28 +126,32 @@ def main() -> None:
     say.add_argument("--only", nargs="*", help="names that begin so")
     say.add_argument("--quick", action="store_true", help="a tenth of the samples")
     say.add_argument("--samples", type=int, help="so many samples")
-    say.add_argument("--into", help="name of the file of results")
     asked = say.parse_args()
     train_peers.aside(asked.peers)
     samples = asked.samples or (QUICK if asked.quick else SAMPLES)
-    into = asked.into or ("ground_truth_quick" if asked.quick else "ground_truth")
-    result = measure.resumed(into, {"samples": samples, "toy": asdict(Toy())})
+    for kind in asked.toys:
+        of_a_toy(kind, samples, asked)
+
+
+def of_a_toy(kind: str, samples: int, asked: argparse.Namespace) -> None:
+    """All runs on one toy."""
+    into = f"ground_truth_{kind}{'_quick' if samples < SAMPLES else ''}"
+    result = measure.resumed(into, {"samples": samples, "toy": asdict(Toy(kind))})
     runs = result["runs"]
-    every = wanted(runs, train_ours.chosen(asked.only), asked.toys, asked.seeds, Toy().l0)
-    for kind, name, coefficient, batch, rate, seed in every:
-        place = f"{kind}, {name}, coefficient {coefficient:g}, batch {batch}, seed {seed}"
+    for name, coefficient, batch, rate, seed in wanted(runs, train_ours.chosen(asked.only), asked.seeds, Toy().l0):
+        place = f"{name}, coefficient {coefficient:g}, batch {batch}, seed {seed}"
         if place in runs:
             continue
         toy = replace(Toy(kind), seed=seed)
         steps, dead = max(samples // batch, 10), samples // 10
         job = Job(toy.d_in, toy.features, batch, steps, toy.l0, coefficient, rate, dead_after=dead, seed=seed)
-        about = {"toy": kind, "name": name, "coefficient": coefficient, "batch": batch, "rate": rate, "seed": seed}
+        about = {"name": name, "coefficient": coefficient, "batch": batch, "rate": rate, "seed": seed}
         runs[place] = about | run(name, toy, job)
         measure.save(into, result | {"machine": measure.machine()})
         r = runs[place]
         print(
-            f"{place:62} MMCS {r['mmcs']:.3f}  MCC {r['mcc']:.3f}  found {r['recovered']:.2f}  dead {r['dead']:.3f}  "
-            f"FVU {r['fvu']:.3f}  L0 {r['l0']:5.2f}  {r['seconds']:.0f} s",
+            f"{kind}, {place:56} MMCS {r['mmcs']:.3f}  MCC {r['mcc']:.3f}  found {r['recovered']:.2f}  "
+            f"dead {r['dead']:.3f}  FVU {r['fvu']:.3f}  L0 {r['l0']:5.2f}  {r['seconds']:.0f} s",
             flush=True,
         )
 

@@ -120,6 +120,12 @@ def save(name: str, result: Mapping[str, Any]) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(rounded(result), indent=1) + "\n")
 
 
+def read(name: str) -> dict[str, Any]:
+    """What is in bench/results/<name>.json; nothing where there is no such file."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def resumed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """{"settings", "runs": {...}} of bench/results/<name>.json, or of none yet; its runs are not to be done again."""
     path = RESULTS / f"{name}.json"

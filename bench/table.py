@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 from measure import RESULTS, ratios
@@ -217,34 +216,29 @@ def best(runs: list[dict], l0: float) -> dict:
     return max(fitting, key=lambda r: r["mmcs"]) if fitting else min(runs, key=lambda r: abs(r["l0"] - l0))
 
 
-def ground_truth(kind: str) -> Callable[[dict], str]:
+def ground_truth(result: dict) -> str:
     """A table of one toy: a row a trainer, the mean over the seeds, the best first."""
-
-    def table(result: dict) -> str:
-        found: dict[str, list[dict]] = {}
-        for r in result["runs"].values():
-            if r["toy"] == kind:
-                found.setdefault(r["name"], []).append(r)
-        heads = ("trainer", "MMCS (min–max)", "MCC", "recovered", "dead", "FVU", "L0", "s", "seeds")
-        rows = []
-        for name, runs in found.items():
-            first = [r for r in runs if r["seed"] == min(r["seed"] for r in runs)]
-            told = best(first, result["settings"]["toy"]["l0"])
-            runs = [r for r in runs if all(r[key] == told[key] for key in ("coefficient", "batch"))]
-            mean = {key: statistics.mean(r[key] for r in runs) for key in ("mmcs", "mcc", "recovered", "dead", "fvu")}
-            mean |= {key: statistics.mean(r[key] for r in runs) for key in ("l0", "seconds")}
-            spread = f"{mean['mmcs']:.3f} ({min(r['mmcs'] for r in runs):.3f}–{max(r['mmcs'] for r in runs):.3f})"
-            cells = [spread, f"{mean['mcc']:.3f}", f"{mean['recovered']:.2f}", f"{mean['dead']:.1%}"]
-            cells += [f"{mean['fvu']:.3f}", f"{mean['l0']:.1f}", f"{mean['seconds']:.0f}", str(len(runs))]
-            said = f"{name}, batch {told['batch']:,}"
-            if len({r["coefficient"] for r in found[name]}) > 1:
-                said += f", coefficient {told['coefficient']:g}"
-            rows.append((mean["mmcs"], f"| {said} | " + " | ".join(cells) + " |"))
-        lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
-        lines += [line for _, line in sorted(rows, reverse=True)]
-        return "\n".join([*lines, "", machine(result)])
-
-    return table
+    found: dict[str, list[dict]] = {}
+    for r in result["runs"].values():
+        found.setdefault(r["name"], []).append(r)
+    heads = ("trainer", "MMCS (min–max)", "MCC", "recovered", "dead", "FVU", "L0", "s", "seeds")
+    rows = []
+    for name, runs in found.items():
+        first = [r for r in runs if r["seed"] == min(r["seed"] for r in runs)]
+        told = best(first, result["settings"]["toy"]["l0"])
+        runs = [r for r in runs if all(r[key] == told[key] for key in ("coefficient", "batch"))]
+        mean = {key: statistics.mean(r[key] for r in runs) for key in ("mmcs", "mcc", "recovered", "dead", "fvu")}
+        mean |= {key: statistics.mean(r[key] for r in runs) for key in ("l0", "seconds")}
+        spread = f"{mean['mmcs']:.3f} ({min(r['mmcs'] for r in runs):.3f}–{max(r['mmcs'] for r in runs):.3f})"
+        cells = [spread, f"{mean['mcc']:.3f}", f"{mean['recovered']:.2f}", f"{mean['dead']:.1%}"]
+        cells += [f"{mean['fvu']:.3f}", f"{mean['l0']:.1f}", f"{mean['seconds']:.0f}", str(len(runs))]
+        said = f"{name}, batch {told['batch']:,}"
+        if len({r["coefficient"] for r in found[name]}) > 1:
+            said += f", coefficient {told['coefficient']:g}"
+        rows.append((mean["mmcs"], f"| {said} | " + " | ".join(cells) + " |"))
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    lines += [line for _, line in sorted(rows, reverse=True)]
+    return "\n".join([*lines, "", machine(result)])
 
 
 def pareto(result: dict) -> str:
@@ -263,7 +257,7 @@ def pareto(result: dict) -> str:
 TABLES = {
     "train_step": ("train_step", train_step),
     "train_step_big": ("train_step_big", train_step),
-    **{f"ground_truth_{kind}": ("ground_truth", ground_truth(kind)) for kind in TOYS},
+    **{f"ground_truth_{kind}": (f"ground_truth_{kind}", ground_truth) for kind in TOYS},
     "pareto": ("pareto", pareto),
     "decode_small": ("decode_small", decode),
     "decode_deep": ("decode_deep", decode),

@@ -113,9 +113,10 @@ class Exponential:
         self._log.fill_(max(value, 1e-6)).log_()
 
 
-def names() -> list[str]:
-    """Ours and the peers', those that are here."""
-    return [*(f"{OURS} {objective}" for objective in OBJECTIVES), *train_peers.names()]
+def names(exact: bool = False) -> list[str]:
+    """Ours and the peers', those that are here. exact: ours in float32 throughout, too."""
+    mine = [f"{OURS} {objective}" for objective in OBJECTIVES]
+    return [*mine, *(f"{name}{EXACT}" for name in mine if exact), *train_peers.names()]
 
 
 def trainer(name: str, job: Job) -> Trainer:
@@ -124,7 +125,7 @@ def trainer(name: str, job: Job) -> Trainer:
     return ours(objective, job) if library == OURS else train_peers.peer(name, job)
 
 
-def chosen(wanted: list[str] | None) -> list[str]:
+def chosen(wanted: list[str] | None, exact: bool = False) -> list[str]:
     """Of all names those that begin with one of these words; all where there are none."""
-    here = names()
+    here = names(exact)
     return [n for n in here if wanted is None or any(n.startswith(w) for w in wanted)]
