@@ -105,7 +105,8 @@ class Team:
 
     def strongest(self, work: Work, k: int) -> tuple[Pairs, float]:
         """The k strongest pairs of each token, and the next guess at the bound."""
-        pairs = work.refined(work.do.candidates(work.pre, work.weights["b_enc"], k, work.bound))
+        bound = work.bound or self._guess(work, k * work.tokens)
+        pairs = work.refined(work.do.candidates(work.pre, work.weights["b_enc"], k, bound))
         pairs, bounds = self.pruned(work.do, pairs, k)
         return pairs, LOWER * _nth_lowest(bounds, len(bounds) // 50)
 
