@@ -226,6 +226,28 @@ def test_the_finished_sae_computes_what_was_trained(objective):
     assert int((f > 0).sum()) == pytest.approx(int(g.active), abs=2)
 
 
+def test_batchtopk_whose_features_are_too_few_for_its_l0_keeps_all_that_are_above_zero():
+    x = torch.randn(2048, D, generator=torch.Generator().manual_seed(0))
+    trainer = Trainer(spec(objective="batchtopk", l0=20.0), x)
+    for start in range(0, 2048, 256):
+        trainer.step(x[start : start + 256])
+    trainer.calibrate([(x, None)])
+    assert trainer.threshold == 0
+    work = trainer._work(x, None)
+    above = int((work.pre.float() + trainer.weights["b_enc"] > 0).sum()) / len(x)
+    assert 10 < trainer.validate([(x, None)])["l0"] == pytest.approx(above, rel=0.01)
+
+
+def test_the_threshold_in_the_end_is_found_among_the_strongest_pairs_not_all(monkeypatch):
+    trainer = Trainer(spec(objective="batchtopk", d_hidden=512), activations(2048))
+    for step in range(20):
+        trainer.step(activations(256, seed=step))
+    real, taken = trainer.do.above, []
+    monkeypatch.setattr(trainer.do, "above", lambda *given: taken.append(real(*given)) or taken[-1])
+    trainer.calibrate([(activations(1024, seed=99), None)])
+    assert sum(map(len, taken)) < 10 * L0 * 1024, "of 512 features for each token"
+
+
 # ── never losing a run ───────────────────────────────────────────────────────────────────────────────────────────
 
 RUN = """

@@ -149,7 +149,7 @@ class Team:
         return max(least, 0.0)
 
     def nth(self, values: Tensor, n: int) -> float:
-        """The n-th highest value of all processes'."""
+        """The n-th highest value of all processes'; 0 where there are fewer above it."""
         each = [values]
         if self.world > 1:
             length = torch.tensor([len(values)], device=values.device)
@@ -160,7 +160,7 @@ class Team:
             each = [torch.empty_like(padded) for _ in range(self.world)]
             dist.all_gather(each, padded)
         every = torch.cat(each)
-        return _nth_lowest(every, len(every) - n)
+        return max(_nth_lowest(every, len(every) - n), 0.0) if n <= len(every) else 0.0
 
 
 def _nth_lowest(values: Tensor, n: int) -> float:

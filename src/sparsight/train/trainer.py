@@ -308,6 +308,7 @@ class Trainer:
         found, tokens = [], 0
         for x, y in batches:
             work = self._work(x, y)
+            work.bound = 0.0  # that of training is too high for twice as many, and half of all pairs would be taken
             pairs, _ = self.team.strongest_of_all(work, round(2 * self.spec.l0 * work.tokens))
             found.append(pairs.pre.clone())
             tokens += work.tokens
