@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import HOOK
 
@@ -19,7 +20,7 @@ from sparsight.sae.files import load_sae
 from sparsight.shards.manifest import Manifest
 from sparsight.shards.shards import Shards
 from sparsight.shards.writer import ShardWriter
-from sparsight.train import checkpoint
+from sparsight.train import checkpoint, run
 from sparsight.train.log import read as read_log
 from sparsight.train.objective import OBJECTIVE
 from sparsight.train.parallel import Team
@@ -361,6 +362,31 @@ def test_a_damaged_checkpoint_is_named(store, tmp_path):
         checkpoint.read(folder, Team(), 3)
 
 
+class Member(Team):
+    """One of several processes, as far as files are concerned."""
+
+    def __init__(self, rank: int, world: int = 2, features: int = 1) -> None:
+        self.rank, self.world, self.features = rank, world, features
+
+
+def test_a_file_that_a_killed_run_left_of_a_later_step_never_displaces_a_whole_checkpoint(tmp_path):
+    tensors = {"0.a": torch.ones(3)}
+    for step, rank in ((50, 0), (50, 1), (100, 0)):  # killed before process 1 wrote its part of 100
+        checkpoint.write(tmp_path, Member(rank), step, tensors, {})
+    checkpoint.write(tmp_path, Member(0), 80, tensors, {})  # it went on from 50, and is killed again
+    assert checkpoint.newest(tmp_path, Member(0)) == 50
+    checkpoint.write(tmp_path, Member(1), 80, tensors, {})
+    assert checkpoint.newest(tmp_path, Member(0)) == 80
+
+
+@pytest.mark.parametrize("other", [Member(0, 4), Member(0, 1), Member(0, 2, 2)])
+def test_a_run_is_not_begun_anew_because_the_processes_are_others(other, tmp_path):
+    for rank in range(2):
+        checkpoint.write(tmp_path, Member(rank), 3, {"0.a": torch.ones(3)}, {})
+    with pytest.raises(Mismatch, match=r"of a run of 2 processes, 1 to a dictionary; now there are"):
+        checkpoint.read(tmp_path, other, checkpoint.newest(tmp_path, other))
+
+
 # ── more than one process ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -375,14 +401,44 @@ def member(rank: int, world: int, features: int, port: int, folder: str) -> None
         trainer = Trainer(team_spec(objective), activations(2048).double(), team=team, dtype=torch.float64)
         silence(trainer)
         told = [trainer.step(activations(256, seed=step).double()[mine]) for step in range(25)]
-        found = {"sae": trainer.sae().state_dict(), "told": told[-1], "dead": trainer.dead}
+        found = {"sae": trainer.sae().state_dict(), "told": told, "dead": trainer.dead}
         torch.save(found, f"{folder}/{objective}-{rank}.pt")
+    end(rank, team, Path(folder))
+
+
+def end(rank: int, team: Team, folder: Path) -> None:
+    """A run whose SAE cannot be written by the first process, and a while after the others are through."""
+
+    def full(*_):
+        time.sleep(0.5)
+        raise DiskFull("full")
+
+    class Toy:
+        about, hook_points = {}, (HOOK,)
+
+        def sample(self, tokens):
+            return {HOOK: activations(tokens)}
+
+        def held_out(self, tokens, size):
+            yield {HOOK: activations(tokens, seed=9)}
+
+        def batches(self, size, position=None):
+            for step in range(position or 0, 10**6):
+                yield step + 1, {HOOK: activations(size, seed=1 + step + 1000 * team.data_rank)}
+
+    run.save_sae = full
+    try:
+        train(Toy(), spec(objective="topk", tokens=256 * 8, checkpoint=0.0, validate=1), folder / "run", team=team)
+    except (DiskFull, RuntimeError):  # the other hears that the first is gone
+        if rank == 0:
+            dist.destroy_process_group()
 
 
 def team_spec(objective: str) -> TrainSpec:
     groups = (8, 32) if objective == "batchtopk" else ()
     clip = 0.05 if objective == "gated" else None
-    return spec(objective=objective, tokens=256 * 25, dead=1024, clip=clip, groups=groups, product="float32")
+    changes = {"clip": clip, "groups": groups, "product": "float32"}
+    return spec(objective=objective, tokens=256 * 25, dead=1024, revive=2048, **changes)
 
 
 SILENT = (3, 14, 20, 21, 30)
@@ -416,14 +472,21 @@ def test_two_processes_train_what_one_does(objective, trained_by_two):
     silence(alone)
     told = [alone.step(activations(256, seed=step).double()) for step in range(25)]
     assert alone.revived == len(SILENT), "what is compared has been through a revival"
+    assert ("aux" in told[6]) == (objective in ("topk", "batchtopk")), "and dead features had a loss of their own"
     for rank in range(2):
         found = torch.load(trained_by_two / f"{objective}-{rank}.pt", weights_only=True)
-        assert found["told"] == pytest.approx(told[-1], rel=1e-6)
+        for there, here in zip(found["told"], told, strict=True):
+            assert there == pytest.approx(here, rel=1e-6)
         assert found["dead"] == alone.dead
         for name, tensor in alone.sae().state_dict().items():
             torch.testing.assert_close(
                 found["sae"][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n} {m}"
             )
+
+
+def test_checkpoints_of_all_processes_stay_until_the_sae_is_written(trained_by_two):
+    left = sorted(path.name for path in (trained_by_two / "run").glob("*.safetensors"))
+    assert left == [f"checkpoint-{step:09}-{rank:04}.safetensors" for step in (6, 7) for rank in (0, 1)]
 
 
 # ── without a disk ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -60,6 +60,11 @@ class Team:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(features)
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
     def over_tokens(self, *tensors: Tensor) -> None:
         """Sum, in place, over the processes with other tokens."""
         for tensor in tensors if self.data > 1 else ():

@@ -256,6 +256,7 @@ class Run:
     def _close(self) -> None:
         if self.team.rank == 0:
             write_json(self.to / "train.json", {**read_json(self.to / "train.json"), "done": True})
+        self.team.wait()  # if the first could not write the SAE, it goes on from the checkpoints of all
         checkpoint.clear(self.to, self.team)
 
 

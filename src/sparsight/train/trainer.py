@@ -200,12 +200,13 @@ class Trainer:
 
     def _told(self, g: Gradient, tokens: int) -> dict[str, float]:
         """The numbers of a step, summed over the processes, in one exchange."""
-        own = torch.stack([g.active.double(), *(v.double() for n, v in g.losses.items() if n in ("penalty", "aux"))])
-        self.team.over_features(own)
-        all_ = torch.cat([own, *(v.double()[None] for n, v in g.losses.items() if n not in ("penalty", "aux"))])
-        self.team.over_tokens(all_)
-        order = [n for n in g.losses if n in ("penalty", "aux")], [n for n in g.losses if n not in ("penalty", "aux")]
-        told = dict(zip(["l0", *order[0], *order[1]], (all_ / tokens).tolist(), strict=True))
+        own = {"l0": g.active} | {n: v for n, v in g.losses.items() if n == "penalty"}  # of this process's features
+        same = {n: v for n, v in g.losses.items() if n not in own}  # errors: of all features already
+        sums = torch.stack([v.double() for v in own.values()])
+        self.team.over_features(sums)
+        sums = torch.cat([sums, *(v.double()[None] for v in same.values())])
+        self.team.over_tokens(sums)
+        told = dict(zip([*own, *same], (sums / tokens).tolist(), strict=True))
         told["fvu"] = told.pop("error") / self.spread
         return {**told, "coefficient": self.sparsity.coefficient if self.spec.penalised else 0.0, "lr": self.rate}
 
