@@ -353,6 +353,19 @@ def test_a_full_disk_is_an_error_and_keeps_the_checkpoint_before(store, tmp_path
     assert checkpoint.newest(tmp_path / "run", Team()) == 4
 
 
+def test_a_disk_that_is_full_in_the_end_keeps_the_last_checkpoint(store, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparsight.sae.disk.save_file", full)
+    asked = spec(checkpoint=0.0, tokens=256 * 10, objective="topk")
+    with pytest.raises(DiskFull, match=r"the checkpoint of step 9 is whole; make room"):
+        train(store, asked, tmp_path / "run")
+    monkeypatch.undo()
+    (sae,) = train(store, asked, tmp_path / "run")
+    assert load_sae(tmp_path / "run").fingerprint == sae.fingerprint
+
+
 def test_a_damaged_checkpoint_is_named(store, tmp_path):
     folder = tmp_path
     checkpoint.write(folder, Team(), 3, {"0.a": torch.ones(3)}, {"position": None, "trainers": []})
@@ -544,6 +557,9 @@ def test_activations_that_come_straight_from_a_model_are_trained_on_and_gone_on_
         ({"hook_point": None}, "Say which hook point is read"),
         ({"batch": True}, "batch is a whole number"),
         ({"ema": 1.0}, "ema is a number from 0 to below 1"),
+        ({"objective": "topk", "l0": 2.5}, "l0 is a whole number of features for topk, not '2.5'"),
+        ({"objective": "topk", "l0": 0.5}, "l0 is a whole number of features for topk"),
+        ({"objective": "batchtopk", "l0": 0.001}, "l0 is at least one feature in a batch"),
     ],
 )
 def test_a_spec_that_cannot_be_says_what_is_wrong(changes, said, store, tmp_path):
@@ -559,3 +575,46 @@ def test_every_knob_says_what_it_means():
 def test_a_store_too_small_for_a_batch_says_so(store, tmp_path):
     with pytest.raises(BadInput, match="fewer than a batch"):
         train(Shards(store), spec(batch=100_000, tokens=100_000), tmp_path / "run")
+
+
+def test_a_text_too_short_for_a_batch_says_so():
+    few = pieces(0, count=2)
+    source = StreamSource(few, few, few, [HOOK], {"model": "toy"}, rows=1000)
+    with pytest.raises(BadInput, match="fewer tokens that are kept than a batch of this process: 256"):
+        next(source.batches(256))
+
+
+def test_what_cannot_be_validated_is_not_begun(tmp_path):
+    row = torch.arange(2000)
+    with ShardWriter(tmp_path / "one", Manifest("tests/toy", {HOOK: D}, corpus="toy")) as writer:
+        writer.append(activations(2000), row * 0, row * 0 + 64, row * 0)  # one conversation
+    with pytest.raises(BadInput, match="has no conversation for validation"):
+        train(tmp_path / "one", spec(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_tokens_that_are_all_the_same_are_an_error():
+    trainer = Trainer(spec(), activations(2048))
+    with pytest.raises(BadInput, match="The 4 held-out tokens do not differ"):
+        trainer.validate([(activations(1).expand(4, D), None)])
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "sae.json"])
+def test_nothing_is_written_over(name, store, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(Mismatch, match="already: write into another folder"):
+        train(store, spec(), tmp_path)
+    with pytest.raises(BadInput, match="is a file: an SAE is written into a folder"):
+        train(store, spec(), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_device_that_cannot_sum_in_float64_is_refused(store, tmp_path):
+    with pytest.raises(BadInput, match="train with device 'cpu'"):
+        train(store, spec(), tmp_path / "run", device="mps")
+
+
+def test_to_write_what_is_read_is_no_transcoder():
+    sample = activations(2048)
+    one, other = (Trainer(spec(hook_point_out=out), sample) for out in (None, HOOK))
+    assert torch.equal(one.weights["W_dec"], other.weights["W_dec"])

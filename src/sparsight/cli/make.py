@@ -67,7 +67,7 @@ def harvest(recipe: str | None, to: str, settings: tuple[str, ...], json_: bool,
 @click.option("--to", required=True, help="The folder of the SAE; a training that is begun there is gone on with.")
 @click.option("--recipe", help="With SHARDS: the recipe whose [train] counts.")
 @click.option("--corpus", "corpus__source", help="With RECIPE: its text; a file, a folder, a glob, a hub dataset.")
-@click.option("--device", help="Where it is trained: cpu, cuda. [default: the GPU where there is one]")
+@click.option("--device", help="Where it is trained: cpu, cuda. [default: cuda where there is one]")
 @click.option(
     "--feature-processes", default=1, show_default=True, help="Under torchrun: how many share one dictionary."
 )
@@ -104,6 +104,8 @@ def train(
     from sparsight.train.run import train as run
 
     where = best_device() if device is None else as_device(device)
+    if device is None and where.type == "mps":  # without float64, nothing is trained there
+        where = as_device("cpu")
     hearers = [Listener(name, to, {"train": [asdict(spec) for spec in made.train]}) for name in report]
     team = Team.from_environment(where, feature_processes)
     activations, inputs = _shards(source) if stored else _stream(made.need("corpus").need("harvest"), team)

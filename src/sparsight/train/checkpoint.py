@@ -31,12 +31,24 @@ def _name(step: int, rank: int) -> str:
 
 
 def write(folder: Path, team: Team, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
-    """This process's part of a checkpoint. Raises DiskFull, and leaves the one before, where it does not fit."""
+    """This process's part of a checkpoint. Raises what `writing` does, and leaves the one before."""
     path = folder / _name(step, team.rank)
     said = {"schema": SCHEMA, "world": team.world, "features": team.features, "step": step, **facts}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
+    with writing(path, folder, team):
         write_aside(path, lambda part: save_file(whole, part, {"facts": json.dumps(said)}))
+    mine = sorted(folder.glob(f"checkpoint-*-{team.rank:04}.safetensors"))
+    after = mine.index(path) + 1
+    for other in (*mine[: max(after - KEPT, 0)], *mine[after:]):
+        other.unlink()
+    return path
+
+
+@contextmanager
+def writing(path: Path, folder: Path, team: Team) -> Iterator[None]:
+    """Whatever cannot be written is a DiskFull, which says what is kept in the run's folder, or a BadFile."""
+    try:
+        yield
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error) or "quota exceeded" in str(error):
@@ -44,11 +56,6 @@ def write(folder: Path, team: Team, step: int, tensors: dict[str, Tensor], facts
             kept = f"the checkpoint of step {last:,} is whole" if last is not None else "nothing was kept yet"
             raise DiskFull(f"The disk is full at '{folder}': {kept}; make room, and go on by the same call.") from error
         raise BadFile(f"Cannot write '{path}': {first_line(error)}") from error
-    mine = sorted(folder.glob(f"checkpoint-*-{team.rank:04}.safetensors"))
-    after = mine.index(path) + 1
-    for other in (*mine[: max(after - KEPT, 0)], *mine[after:]):
-        other.unlink()
-    return path
 
 
 def newest(folder: Path, team: Team) -> int | None:

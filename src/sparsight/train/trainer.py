@@ -290,6 +290,8 @@ class Trainer:
         if not tokens:
             raise BadInput("There are no held-out tokens to validate on.")
         spread = square - float(torch.as_tensor(total).square().sum()) / tokens
+        if spread <= 0:
+            raise BadInput(f"The {tokens:,} held-out tokens do not differ: there is nothing to explain.")
         if self.spec.penalised:
             self.sparsity.validated(active / tokens, tokens)
         silent = self._everywhere(int((fired == 0).sum())) / self.d_hidden
