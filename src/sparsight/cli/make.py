@@ -47,14 +47,14 @@ def harvest(recipe: str | None, to: str, settings: tuple[str, ...], json_: bool,
     """Run text through a model and keep the activations at a hook point, as shards.
 
     RECIPE is one that comes along or a file; options stand above it. Without one: --corpus and --hook-point.
-    Under torchrun each process writes its own part.
+    Under torchrun each process writes its own part, by a GPU of its own.
     """
     made = load_recipe(recipe, settings, gathered(options)).need("corpus").need("harvest")
     from sparsight import screen
     from sparsight.harvest.harvest import harvest as run
     from sparsight.recipes.lineage import of_corpus, of_model, write_lineage
 
-    lm = open_model(made.model)
+    lm = open_model(_on_own_gpu(made.model))
     with Bar() as tell:
         out = run(lm, made.corpus, made.harvest, to, tell=tell)
     if _first():
@@ -95,6 +95,8 @@ def train(
         raise BadInput(f"--recipe goes with shards, and '{source}' is no folder of them.")
     if stored and options["corpus__source"]:
         raise BadInput(f"--corpus goes with a recipe; '{source}' holds activations of a text already.")
+    if not stored and Path(source).is_dir():
+        raise BadInput(f"'{source}' is a folder without a manifest.json: it holds no activations of a harvest.")
     made = load_recipe(recipe if stored else source, settings, gathered(options)).need("train")
     from sparsight import screen
     from sparsight.lm.pretrained import as_device, best_device
@@ -230,6 +232,17 @@ def convert(source: str, to: str, as_: str) -> None:
     from sparsight.sae.files import convert as run
 
     click.echo(f"Wrote {run(source, to, as_)}")
+
+
+def _on_own_gpu(model: Any) -> Any:
+    """The model's settings with, of several processes that torchrun started, each on a GPU of its own, if no device is
+    said."""
+    from sparsight.lm.pretrained import best_device
+
+    local = os.environ.get("LOCAL_RANK")
+    if local is None or model.device is not None or best_device().type != "cuda":
+        return model
+    return replace(model, device=f"cuda:{local}")
 
 
 def _first() -> bool:
