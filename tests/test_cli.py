@@ -491,7 +491,36 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(capsys, monkeypatc
     assert capsys.readouterr().err.splitlines() == ["read: 0 tokens", "read: 1 tokens"]
 
 
-def test_a_harvest_is_trained_on_and_the_sae_evaluated(capsys, saved, tmp_path):
+def test_each_process_of_a_harvest_has_a_gpu_of_its_own(capsys, tmp_path, monkeypatch):
+    opened = []
+
+    def open_model(model):
+        opened.append(model.device)
+        raise BadInput("enough")
+
+    monkeypatch.setattr("sparsight.cli.make.open_model", open_model)
+    monkeypatch.setattr("sparsight.lm.pretrained.best_device", lambda: torch.device("cuda"))
+    harvest = ["harvest", "--corpus", "a.jsonl", "--hook-point", "model.layers.2", "--to", tmp_path / "shards"]
+    run(capsys, *harvest)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    run(capsys, *harvest)
+    run(capsys, *harvest, "--device", "cpu")
+    assert opened == [None, "cuda:3", "cpu"]
+
+
+def test_what_is_no_harvest_and_no_recipe_is_said(capsys, tmp_path):
+    code, _, err = run(capsys, "train", tmp_path, "--to", tmp_path / "sae")
+    assert (code, "is a folder without a manifest.json" in err) == (1, True)
+
+
+def test_bare_recipes_print_their_help(capsys):
+    code, out, err = run(capsys, "recipes")
+    assert (code, err) == (0, "")
+    assert "list" in out
+    assert "\nCommands:" in out
+
+
+def test_a_harvest_is_trained_on_and_the_sae_evaluated(capsys, saved, tmp_path, monkeypatch):
     for room in ("harvest.harvest", "train.run", "evaluate.evaluate"):
         pytest.importorskip(f"sparsight.{room}")
     text, to = tmp_path / "a.jsonl", {name: str(tmp_path / name) for name in ("shards", "sae", "report.json")}
@@ -535,7 +564,8 @@ def test_a_harvest_is_trained_on_and_the_sae_evaluated(capsys, saved, tmp_path):
     assert run(capsys, "train", "plot", to["sae"]) == (0, picture + "\n", "")
     assert run(capsys, "convert", to["sae"], str(tmp_path / "other"), "--as", "saelens")[0] == 0
     assert load_sae(tmp_path / "other").d_hidden == 64
-    code, again, _ = run(capsys, "train", to["shards"], "--to", to["sae"], *small, "--device", "cpu", "--json")
+    monkeypatch.setattr("sparsight.lm.pretrained.best_device", lambda: torch.device("mps"))  # nothing is trained there
+    code, again, _ = run(capsys, "train", to["shards"], "--to", to["sae"], *small, "--json")
     assert (code, json.loads(again)["saes"]) == (0, [made]), "what is done is told once more"
     code, _, err = run(capsys, "train", to["shards"], "--to", to["sae"], *small, "--device", "cpu", "--seed", 1)
     assert (code, "seed 0 there, 1 here" in err) == (1, True)

@@ -632,6 +632,7 @@ def test_a_conversion_says_what_it_cannot_do(tmp_path):
         (theirs, "native", "holds an SAE of another format"),
         (other, "saelens", "holds an SAE of another format"),
         (aside, "card", "is one file: name it .pth"),
+        (folder / "sae.json", "saelens", "is a file; an SAE in the format saelens is a folder"),
     ):
         with pytest.raises(BadInput, match=said):
             convert(folder, to, as_)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import HOOK
 
@@ -19,7 +20,7 @@ from sparsight.sae.files import load_sae
 from sparsight.shards.manifest import Manifest
 from sparsight.shards.shards import Shards
 from sparsight.shards.writer import ShardWriter
-from sparsight.train import checkpoint
+from sparsight.train import checkpoint, run
 from sparsight.train.log import read as read_log
 from sparsight.train.objective import OBJECTIVE
 from sparsight.train.parallel import Team
@@ -226,6 +227,28 @@ def test_the_finished_sae_computes_what_was_trained(objective):
     assert int((f > 0).sum()) == pytest.approx(int(g.active), abs=2)
 
 
+def test_batchtopk_whose_features_are_too_few_for_its_l0_keeps_all_that_are_above_zero():
+    x = torch.randn(2048, D, generator=torch.Generator().manual_seed(0))
+    trainer = Trainer(spec(objective="batchtopk", l0=20.0), x)
+    for start in range(0, 2048, 256):
+        trainer.step(x[start : start + 256])
+    trainer.calibrate([(x, None)])
+    assert trainer.threshold == 0
+    work = trainer._work(x, None)
+    above = int((work.pre.float() + trainer.weights["b_enc"] > 0).sum()) / len(x)
+    assert 10 < trainer.validate([(x, None)])["l0"] == pytest.approx(above, rel=0.01)
+
+
+def test_the_threshold_in_the_end_is_found_among_the_strongest_pairs_not_all(monkeypatch):
+    trainer = Trainer(spec(objective="batchtopk", d_hidden=512), activations(2048))
+    for step in range(20):
+        trainer.step(activations(256, seed=step))
+    real, taken = trainer.do.above, []
+    monkeypatch.setattr(trainer.do, "above", lambda *given: taken.append(real(*given)) or taken[-1])
+    trainer.calibrate([(activations(1024, seed=99), None)])
+    assert sum(map(len, taken)) < 10 * L0 * 1024, "of 512 features for each token"
+
+
 # ── never losing a run ───────────────────────────────────────────────────────────────────────────────────────────
 
 RUN = """
@@ -330,6 +353,19 @@ def test_a_full_disk_is_an_error_and_keeps_the_checkpoint_before(store, tmp_path
     assert checkpoint.newest(tmp_path / "run", Team()) == 4
 
 
+def test_a_disk_that_is_full_in_the_end_keeps_the_last_checkpoint(store, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparsight.sae.disk.save_file", full)
+    asked = spec(checkpoint=0.0, tokens=256 * 10, objective="topk")
+    with pytest.raises(DiskFull, match=r"the checkpoint of step 9 is whole; make room"):
+        train(store, asked, tmp_path / "run")
+    monkeypatch.undo()
+    (sae,) = train(store, asked, tmp_path / "run")
+    assert load_sae(tmp_path / "run").fingerprint == sae.fingerprint
+
+
 def test_a_damaged_checkpoint_is_named(store, tmp_path):
     folder = tmp_path
     checkpoint.write(folder, Team(), 3, {"0.a": torch.ones(3)}, {"position": None, "trainers": []})
@@ -337,6 +373,31 @@ def test_a_damaged_checkpoint_is_named(store, tmp_path):
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(Exception, match=f"Cannot go on from '{path}'"):
         checkpoint.read(folder, Team(), 3)
+
+
+class Member(Team):
+    """One of several processes, as far as files are concerned."""
+
+    def __init__(self, rank: int, world: int = 2, features: int = 1) -> None:
+        self.rank, self.world, self.features = rank, world, features
+
+
+def test_a_file_that_a_killed_run_left_of_a_later_step_never_displaces_a_whole_checkpoint(tmp_path):
+    tensors = {"0.a": torch.ones(3)}
+    for step, rank in ((50, 0), (50, 1), (100, 0)):  # killed before process 1 wrote its part of 100
+        checkpoint.write(tmp_path, Member(rank), step, tensors, {})
+    checkpoint.write(tmp_path, Member(0), 80, tensors, {})  # it went on from 50, and is killed again
+    assert checkpoint.newest(tmp_path, Member(0)) == 50
+    checkpoint.write(tmp_path, Member(1), 80, tensors, {})
+    assert checkpoint.newest(tmp_path, Member(0)) == 80
+
+
+@pytest.mark.parametrize("other", [Member(0, 4), Member(0, 1), Member(0, 2, 2)])
+def test_a_run_is_not_begun_anew_because_the_processes_are_others(other, tmp_path):
+    for rank in range(2):
+        checkpoint.write(tmp_path, Member(rank), 3, {"0.a": torch.ones(3)}, {})
+    with pytest.raises(Mismatch, match=r"of a run of 2 processes, 1 to a dictionary; now there are"):
+        checkpoint.read(tmp_path, other, checkpoint.newest(tmp_path, other))
 
 
 # ── more than one process ────────────────────────────────────────────────────────────────────────────────────────
@@ -353,14 +414,44 @@ def member(rank: int, world: int, features: int, port: int, folder: str) -> None
         trainer = Trainer(team_spec(objective), activations(2048).double(), team=team, dtype=torch.float64)
         silence(trainer)
         told = [trainer.step(activations(256, seed=step).double()[mine]) for step in range(25)]
-        found = {"sae": trainer.sae().state_dict(), "told": told[-1], "dead": trainer.dead}
+        found = {"sae": trainer.sae().state_dict(), "told": told, "dead": trainer.dead}
         torch.save(found, f"{folder}/{objective}-{rank}.pt")
+    end(rank, team, Path(folder))
+
+
+def end(rank: int, team: Team, folder: Path) -> None:
+    """A run whose SAE cannot be written by the first process, and a while after the others are through."""
+
+    def full(*_):
+        time.sleep(0.5)
+        raise DiskFull("full")
+
+    class Toy:
+        about, hook_points = {}, (HOOK,)
+
+        def sample(self, tokens):
+            return {HOOK: activations(tokens)}
+
+        def held_out(self, tokens, size):
+            yield {HOOK: activations(tokens, seed=9)}
+
+        def batches(self, size, position=None):
+            for step in range(position or 0, 10**6):
+                yield step + 1, {HOOK: activations(size, seed=1 + step + 1000 * team.data_rank)}
+
+    run.save_sae = full
+    try:
+        train(Toy(), spec(objective="topk", tokens=256 * 8, checkpoint=0.0, validate=1), folder / "run", team=team)
+    except (DiskFull, RuntimeError):  # the other hears that the first is gone
+        if rank == 0:
+            dist.destroy_process_group()
 
 
 def team_spec(objective: str) -> TrainSpec:
     groups = (8, 32) if objective == "batchtopk" else ()
     clip = 0.05 if objective == "gated" else None
-    return spec(objective=objective, tokens=256 * 25, dead=1024, clip=clip, groups=groups, product="float32")
+    changes = {"clip": clip, "groups": groups, "product": "float32"}
+    return spec(objective=objective, tokens=256 * 25, dead=1024, revive=2048, **changes)
 
 
 SILENT = (3, 14, 20, 21, 30)
@@ -394,14 +485,21 @@ def test_two_processes_train_what_one_does(objective, trained_by_two):
     silence(alone)
     told = [alone.step(activations(256, seed=step).double()) for step in range(25)]
     assert alone.revived == len(SILENT), "what is compared has been through a revival"
+    assert ("aux" in told[6]) == (objective in ("topk", "batchtopk")), "and dead features had a loss of their own"
     for rank in range(2):
         found = torch.load(trained_by_two / f"{objective}-{rank}.pt", weights_only=True)
-        assert found["told"] == pytest.approx(told[-1], rel=1e-6)
+        for there, here in zip(found["told"], told, strict=True):
+            assert there == pytest.approx(here, rel=1e-6)
         assert found["dead"] == alone.dead
         for name, tensor in alone.sae().state_dict().items():
             torch.testing.assert_close(
                 found["sae"][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n} {m}"
             )
+
+
+def test_checkpoints_of_all_processes_stay_until_the_sae_is_written(trained_by_two):
+    left = sorted(path.name for path in (trained_by_two / "run").glob("*.safetensors"))
+    assert left == [f"checkpoint-{step:09}-{rank:04}.safetensors" for step in (6, 7) for rank in (0, 1)]
 
 
 # ── without a disk ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -459,6 +557,9 @@ def test_activations_that_come_straight_from_a_model_are_trained_on_and_gone_on_
         ({"hook_point": None}, "Say which hook point is read"),
         ({"batch": True}, "batch is a whole number"),
         ({"ema": 1.0}, "ema is a number from 0 to below 1"),
+        ({"objective": "topk", "l0": 2.5}, "l0 is a whole number of features for topk, not '2.5'"),
+        ({"objective": "topk", "l0": 0.5}, "l0 is a whole number of features for topk"),
+        ({"objective": "batchtopk", "l0": 0.001}, "l0 is at least one feature in a batch"),
     ],
 )
 def test_a_spec_that_cannot_be_says_what_is_wrong(changes, said, store, tmp_path):
@@ -474,3 +575,46 @@ def test_every_knob_says_what_it_means():
 def test_a_store_too_small_for_a_batch_says_so(store, tmp_path):
     with pytest.raises(BadInput, match="fewer than a batch"):
         train(Shards(store), spec(batch=100_000, tokens=100_000), tmp_path / "run")
+
+
+def test_a_text_too_short_for_a_batch_says_so():
+    few = pieces(0, count=2)
+    source = StreamSource(few, few, few, [HOOK], {"model": "toy"}, rows=1000)
+    with pytest.raises(BadInput, match="fewer tokens that are kept than a batch of this process: 256"):
+        next(source.batches(256))
+
+
+def test_what_cannot_be_validated_is_not_begun(tmp_path):
+    row = torch.arange(2000)
+    with ShardWriter(tmp_path / "one", Manifest("tests/toy", {HOOK: D}, corpus="toy")) as writer:
+        writer.append(activations(2000), row * 0, row * 0 + 64, row * 0)  # one conversation
+    with pytest.raises(BadInput, match="has no conversation for validation"):
+        train(tmp_path / "one", spec(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_tokens_that_are_all_the_same_are_an_error():
+    trainer = Trainer(spec(), activations(2048))
+    with pytest.raises(BadInput, match="The 4 held-out tokens do not differ"):
+        trainer.validate([(activations(1).expand(4, D), None)])
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "sae.json"])
+def test_nothing_is_written_over(name, store, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(Mismatch, match="already: write into another folder"):
+        train(store, spec(), tmp_path)
+    with pytest.raises(BadInput, match="is a file: an SAE is written into a folder"):
+        train(store, spec(), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_device_that_cannot_sum_in_float64_is_refused(store, tmp_path):
+    with pytest.raises(BadInput, match="train with device 'cpu'"):
+        train(store, spec(), tmp_path / "run", device="mps")
+
+
+def test_to_write_what_is_read_is_no_transcoder():
+    sample = activations(2048)
+    one, other = (Trainer(spec(hook_point_out=out), sample) for out in (None, HOOK))
+    assert torch.equal(one.weights["W_dec"], other.weights["W_dec"])

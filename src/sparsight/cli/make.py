@@ -47,14 +47,14 @@ def harvest(recipe: str | None, to: str, settings: tuple[str, ...], json_: bool,
     """Run text through a model and keep the activations at a hook point, as shards.
 
     RECIPE is one that comes along or a file; options stand above it. Without one: --corpus and --hook-point.
-    Under torchrun each process writes its own part.
+    Under torchrun each process writes its own part, by a GPU of its own.
     """
     made = load_recipe(recipe, settings, gathered(options)).need("corpus").need("harvest")
     from sparsight import screen
     from sparsight.harvest.harvest import harvest as run
     from sparsight.recipes.lineage import of_corpus, of_model, write_lineage
 
-    lm = open_model(made.model)
+    lm = open_model(_on_own_gpu(made.model))
     with Bar() as tell:
         out = run(lm, made.corpus, made.harvest, to, tell=tell)
     if _first():
@@ -67,7 +67,7 @@ def harvest(recipe: str | None, to: str, settings: tuple[str, ...], json_: bool,
 @click.option("--to", required=True, help="The folder of the SAE; a training that is begun there is gone on with.")
 @click.option("--recipe", help="With SHARDS: the recipe whose [train] counts.")
 @click.option("--corpus", "corpus__source", help="With RECIPE: its text; a file, a folder, a glob, a hub dataset.")
-@click.option("--device", help="Where it is trained: cpu, cuda. [default: the GPU where there is one]")
+@click.option("--device", help="Where it is trained: cpu, cuda. [default: cuda where there is one]")
 @click.option(
     "--feature-processes", default=1, show_default=True, help="Under torchrun: how many share one dictionary."
 )
@@ -95,6 +95,8 @@ def train(
         raise BadInput(f"--recipe goes with shards, and '{source}' is no folder of them.")
     if stored and options["corpus__source"]:
         raise BadInput(f"--corpus goes with a recipe; '{source}' holds activations of a text already.")
+    if not stored and Path(source).is_dir():
+        raise BadInput(f"'{source}' is a folder without a manifest.json: it holds no activations of a harvest.")
     made = load_recipe(recipe if stored else source, settings, gathered(options)).need("train")
     from sparsight import screen
     from sparsight.lm.pretrained import as_device, best_device
@@ -104,6 +106,8 @@ def train(
     from sparsight.train.run import train as run
 
     where = best_device() if device is None else as_device(device)
+    if device is None and where.type == "mps":  # without float64, nothing is trained there
+        where = as_device("cpu")
     hearers = [Listener(name, to, {"train": [asdict(spec) for spec in made.train]}) for name in report]
     team = Team.from_environment(where, feature_processes)
     activations, inputs = _shards(source) if stored else _stream(made.need("corpus").need("harvest"), team)
@@ -228,6 +232,17 @@ def convert(source: str, to: str, as_: str) -> None:
     from sparsight.sae.files import convert as run
 
     click.echo(f"Wrote {run(source, to, as_)}")
+
+
+def _on_own_gpu(model: Any) -> Any:
+    """The model's settings with, of several processes that torchrun started, each on a GPU of its own, if no device is
+    said."""
+    from sparsight.lm.pretrained import best_device
+
+    local = os.environ.get("LOCAL_RANK")
+    if local is None or model.device is not None or best_device().type != "cuda":
+        return model
+    return replace(model, device=f"cuda:{local}")
 
 
 def _first() -> bool:

@@ -12,9 +12,12 @@ from sparsight.errors import BadFile, BadInput
 from sparsight.recipes.recipe import load_recipe, names, recipe_text
 
 
-@click.group(cls=Verbs)
-def recipes() -> None:
+@click.group(cls=Verbs, invoke_without_command=True)
+@click.pass_context
+def recipes(ctx: click.Context) -> None:
     """Settings of a harvest, a training and an evaluation, to look at and to copy."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @recipes.command("list")

@@ -89,6 +89,8 @@ def convert(
         raise BadInput(f"No format {as_!r} to write. There are: {', '.join(writers)}.")
     if as_ == "card" and (Path(to).suffix not in (".pth", ".pt") or Path(to).is_dir()):
         raise BadInput(f"The model card's layout is one file: name it .pth, not '{to}'.")
+    if as_ != "card" and Path(to).is_file():
+        raise BadInput(f"'{to}' is a file; an SAE in the format {as_} is a folder.")
     if not isinstance(source, SparseAutoEncoder):
         if Path(to).exists() and Path(source).exists() and Path(to).samefile(source):
             raise BadInput(f"'{to}' is the SAE to be converted: write it somewhere else.")

@@ -60,6 +60,11 @@ class Team:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(features)
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
     def over_tokens(self, *tensors: Tensor) -> None:
         """Sum, in place, over the processes with other tokens."""
         for tensor in tensors if self.data > 1 else ():
@@ -150,7 +155,7 @@ class Team:
         return max(least, 0.0)
 
     def nth(self, values: Tensor, n: int) -> float:
-        """The n-th highest value of all processes'."""
+        """The n-th highest value of all processes'; 0 where there are fewer above it."""
         each = [values]
         if self.world > 1:
             length = torch.tensor([len(values)], device=values.device)
@@ -161,7 +166,7 @@ class Team:
             each = [torch.empty_like(padded) for _ in range(self.world)]
             dist.all_gather(each, padded)
         every = torch.cat(each)
-        return _nth_lowest(every, len(every) - n)
+        return max(_nth_lowest(every, len(every) - n), 0.0) if n <= len(every) else 0.0
 
 
 def _nth_lowest(values: Tensor, n: int) -> float:

@@ -101,6 +101,8 @@ class Run:
     ) -> None:
         self.source, self.specs, self.to, self.team, self.device = source, specs, to, team, device
         self.tell = tell or (lambda progress: None)
+        if device.type == "mps":
+            raise BadInput("Training sums in float64, which Apple's GPUs do not have: train with device 'cpu'.")
         if len({spec.batch for spec in specs}) > 1:
             raise BadInput("SAEs that are trained on the same batches have one batch size.")
         self.size, rest = divmod(specs[0].batch, team.data)
@@ -114,6 +116,7 @@ class Run:
         """Compare what the run is with what is there. Whether it is done."""
         path = self.to / "train.json"
         if not path.exists():
+            self._empty()
             return False
         said, there = self._said(), read_json(path)
         for name in said:
@@ -121,6 +124,14 @@ class Run:
                 other = _difference(there.get(name), said[name])
                 raise Mismatch(f"'{self.to}' is of another run ({name}: {other}): write into another folder.")
         return bool(there.get("done"))
+
+    def _empty(self) -> None:
+        """Raises where the folder is none, or holds what a training would write over."""
+        if self.to.exists() and not self.to.is_dir():
+            raise BadInput(f"'{self.to}' is a file: an SAE is written into a folder.")
+        for name, what in (("manifest.json", "activations"), ("sae.json", "an SAE")):
+            if (self.to / name).exists():
+                raise Mismatch(f"'{self.to}' holds {what} already: write into another folder.")
 
     def _said(self) -> dict[str, Any]:
         """What the run is, as JSON gives it back."""
@@ -204,6 +215,9 @@ class Run:
             x = sample[read][: spec.start].to(self.device)
             y = None if written is None else sample[written][: spec.start].to(self.device)
             held.append(Held(name, folder, spec, read, written, Trainer(spec, x, y, self.team)))
+        for h in held:
+            if next(self._held_out(h), None) is None:  # said now, and not at the first validation
+                raise BadInput("There are no held-out tokens to validate on.")
         step = checkpoint.newest(self.to, self.team)
         if step is None:
             return held, None
@@ -250,12 +264,14 @@ class Run:
         )
         sae = sae.altered(scale=units(sae, (x for x, _ in self._held_out(h))))
         if self.team.rank == 0:
-            save_sae(sae, h.folder)
+            with checkpoint.writing(h.folder, self.to, self.team):
+                save_sae(sae, h.folder)
         return sae
 
     def _close(self) -> None:
         if self.team.rank == 0:
             write_json(self.to / "train.json", {**read_json(self.to / "train.json"), "done": True})
+        self.team.wait()  # if the first could not write the SAE, it goes on from the checkpoints of all
         checkpoint.clear(self.to, self.team)
 
 

@@ -131,10 +131,13 @@ class StreamSource:
         epoch, state = position or (0, None)
         while True:
             pieces = ((at, {h: p[h] for h in self.hook_points}) for at, p in self._train(state and state["position"]))
-            buffer = ShuffleBuffer(pieces, self.rows, size, self.seed + epoch, state)
+            buffer, given = ShuffleBuffer(pieces, self.rows, size, self.seed + epoch, state), state is not None
             for batch in buffer:
                 if len(batch[self.hook_points[0]]) == size:
+                    given = True
                     yield [epoch, buffer.state()], batch
+            if not given:
+                raise BadInput(f"The text has fewer tokens that are kept than a batch of this process: {size:,}.")
             epoch, state = epoch + 1, None
 
 

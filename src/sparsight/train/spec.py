@@ -70,6 +70,10 @@ class TrainSpec:
             _check(given, name, optional or (is_whole(given) and finite(given, name) >= 0), "a whole number from 0 up")
         for name in ("lr", "l0", "coefficient", "bandwidth"):
             _check(getattr(self, name), name, finite(getattr(self, name), name) > 0, "a number above 0")
+        exact = self.objective != "topk" or float(self.l0).is_integer()
+        _check(self.l0, "l0", exact, "a whole number of features for topk")
+        some = self.objective != "batchtopk" or self.l0 * self.batch >= 1
+        _check(self.l0, "l0", some, "at least one feature in a batch for batchtopk")
         for name in ("aux", "checkpoint"):
             _check(getattr(self, name), name, finite(getattr(self, name), name) >= 0, "a number from 0 up")
         for name in ("beta1", "beta2", "ema"):

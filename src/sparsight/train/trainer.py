@@ -200,12 +200,13 @@ class Trainer:
 
     def _told(self, g: Gradient, tokens: int) -> dict[str, float]:
         """The numbers of a step, summed over the processes, in one exchange."""
-        own = torch.stack([g.active.double(), *(v.double() for n, v in g.losses.items() if n in ("penalty", "aux"))])
-        self.team.over_features(own)
-        all_ = torch.cat([own, *(v.double()[None] for n, v in g.losses.items() if n not in ("penalty", "aux"))])
-        self.team.over_tokens(all_)
-        order = [n for n in g.losses if n in ("penalty", "aux")], [n for n in g.losses if n not in ("penalty", "aux")]
-        told = dict(zip(["l0", *order[0], *order[1]], (all_ / tokens).tolist(), strict=True))
+        own = {"l0": g.active} | {n: v for n, v in g.losses.items() if n == "penalty"}  # of this process's features
+        same = {n: v for n, v in g.losses.items() if n not in own}  # errors: of all features already
+        sums = torch.stack([v.double() for v in own.values()])
+        self.team.over_features(sums)
+        sums = torch.cat([sums, *(v.double()[None] for v in same.values())])
+        self.team.over_tokens(sums)
+        told = dict(zip([*own, *same], (sums / tokens).tolist(), strict=True))
         told["fvu"] = told.pop("error") / self.spread
         return {**told, "coefficient": self.sparsity.coefficient if self.spec.penalised else 0.0, "lr": self.rate}
 
@@ -289,6 +290,8 @@ class Trainer:
         if not tokens:
             raise BadInput("There are no held-out tokens to validate on.")
         spread = square - float(torch.as_tensor(total).square().sum()) / tokens
+        if spread <= 0:
+            raise BadInput(f"The {tokens:,} held-out tokens do not differ: there is nothing to explain.")
         if self.spec.penalised:
             self.sparsity.validated(active / tokens, tokens)
         silent = self._everywhere(int((fired == 0).sum())) / self.d_hidden
@@ -308,6 +311,7 @@ class Trainer:
         found, tokens = [], 0
         for x, y in batches:
             work = self._work(x, y)
+            work.bound = 0.0  # that of training is too high for twice as many, and half of all pairs would be taken
             pairs, _ = self.team.strongest_of_all(work, round(2 * self.spec.l0 * work.tokens))
             found.append(pairs.pre.clone())
             tokens += work.tokens

@@ -67,8 +67,8 @@ def beginning(
 ) -> dict[str, Tensor]:
     """Weights to begin with, from a sample of inputs and targets in their frames.
 
-    Decoder rows are random directions, the encoder their transpose. A transcoder's decoder row is the mean target
-    where the feature is active. Thresholds (biases, for relu and gated) are set such that every feature is active on
+    Decoder rows are random directions, the encoder their transpose. A transcoder's (y is not x) decoder row is the mean
+    target where the feature is active. Thresholds (biases, for relu and gated) are set such that every feature is active on
     the same share of the sample: a few times as often as in the end.
     """
     d_in, d_out, dtype = x.shape[1], y.shape[1], x.dtype
@@ -80,7 +80,7 @@ def beginning(
         pre = part @ x.T
         level = pre.topk(active, dim=1).values[:, -1]
         levels.append(level)
-        if d_out != d_in or spec.hook_point_out is not None:
+        if y is not x:
             out.append(torch.relu(pre - level[:, None]) @ y)
     level = torch.cat(levels)
     w["W_dec"] = torch.cat(out) if out else w["W_enc"].clone()
