@@ -5,9 +5,9 @@
 The toys of sparsight.evaluate.synthetic: 128 dimensions, 512 features, 8 active. Every trainer learns 512 features from
 the same 6.1 million samples of a seed, with Adam's rate warmed up over 5 % of the steps and decayed over the last 20 %;
 sparsify's decays all the way, and Signum has its own rate and no schedule, as its Trainer has them. A feature counts as
-dead for a library's own revival after a tenth of the samples: the libraries' numbers are made for longer runs. Inputs
-have a mean square norm of d_in, as most libraries make them, or 1 where a library's settings suppose that
-(train_peers.UNIT).
+dead for a library's own revival after a tenth of the samples: the libraries' numbers are made for longer runs (ours
+follows the run's length by itself). Inputs have a mean square norm of d_in, as most libraries make them, or 1 where a
+library's settings suppose that (train_peers.UNIT).
 
 Every trainer is run in batches of 4,096 at a rate of 1e-3 and in batches of 1,024 at 3e-3 on the first seed, and each
 time with several coefficients where L0, or how well it is kept, depends on one. Of the runs whose L0 is within a tenth

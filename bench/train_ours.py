@@ -41,7 +41,6 @@ class Driven:
     """One of our trainers, that begins with the first batch it sees."""
 
     def __init__(self, job: Job, objective: str, exact: bool, nested: bool, like: bool) -> None:
-        dead = {} if job.dead_after is None else {"dead": job.dead_after}
         self.spec = TrainSpec(
             objective=objective,
             d_hidden=job.d_hidden,
@@ -55,7 +54,6 @@ class Driven:
             product="float32" if exact else "bfloat16",
             revive=0 if like else None,
             seed=job.seed,
-            **dead,
         )
         self.job, self.like, self.written = job, like, False
         self.trainer: Any = None

@@ -43,7 +43,10 @@ class TrainSpec:
     bandwidth: float = knob(0.5, "jumprelu: width of the window around a threshold in which it learns, in units of pre")
     aux: float = knob(1 / 32, "topk, batchtopk: weight of the loss that dead features have on what is left over")
     aux_k: int | None = knob(None, "dead features that share in it, for each token; None: half of d_in")
-    dead: int = knob(1_000_000, "tokens without being active after which a feature counts as dead")
+    dead: int | None = knob(
+        None,
+        "tokens without being active after which a feature is dead; None: a fiftieth of the run, at most 10 million",
+    )
     revive: int | None = knob(None, "tokens between revivals of dead features; None: as many as `dead`; 0: never")
 
     start: int = knob(65_536, "tokens that the input's scale, centre and the first thresholds are taken from")
@@ -62,7 +65,7 @@ class TrainSpec:
             _check(given, name, given is None or (isinstance(given, str) and given), "a module path or None")
         for name in ("d_hidden", "expansion", "tokens", "batch", "aux_k", "dead", "start", "validation", "validate"):
             given = getattr(self, name)
-            optional = name in ("d_hidden", "aux_k") and given is None
+            optional = name in ("d_hidden", "aux_k", "dead") and given is None
             _check(given, name, optional or (is_whole(given) and finite(given, name) > 0), "a whole number above 0")
         for name in ("seed", "revive"):
             given = getattr(self, name)
@@ -92,6 +95,11 @@ class TrainSpec:
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.tokens // self.batch
+
+    @property
+    def dead_after(self) -> int:
+        """Tokens without being active after which a feature counts as dead."""
+        return self.dead or max(min(self.tokens // 50, 10_000_000), 1)
 
     @property
     def penalised(self) -> bool:

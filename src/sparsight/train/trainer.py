@@ -118,7 +118,7 @@ class Trainer:
             self.sparsity.saw(told["l0"], self.steps, told["lr"])
         if self.spec.objective == "batchtopk":
             self.threshold += (g.bound / LOWER - self.threshold) * (FORGETS if self.steps > 1 else 1.0)
-        every = self.spec.dead if self.spec.revive is None else self.spec.revive
+        every = self.spec.dead_after if self.spec.revive is None else self.spec.revive
         last = (1 - self.spec.decay) * self.spec.steps
         if every and self.tokens % every < self.spec.batch and self.steps <= last:
             self._revive(work, g)
@@ -130,7 +130,7 @@ class Trainer:
         if self._pre.shape[:1] != x.shape[:1] or self._pre.dtype != self.product:
             self._pre = torch.empty(len(x), len(self.norms), dtype=self.product, device=self.device)
         torch.mm(inside.to(self.product), self._rounded.T, out=self._pre)
-        dead = (self.since >= self.spec.dead).nonzero()[:, 0]
+        dead = (self.since >= self.spec.dead_after).nonzero()[:, 0]
         return Work(
             self.spec,
             self.do,
@@ -218,8 +218,8 @@ class Trainer:
 
     @property
     def dead(self) -> int:
-        """Features that were not active for `spec.dead` tokens, of all processes."""
-        return self._everywhere(int((self.since >= self.spec.dead).sum()))
+        """Features that were not active for `spec.dead_after` tokens, of all processes."""
+        return self._everywhere(int((self.since >= self.spec.dead_after).sum()))
 
     # ── dead features ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -229,14 +229,14 @@ class Trainer:
         A token is drawn for each, by its square error; the decoder row becomes the direction of its error, the encoder
         row that too (a transcoder's: of its input); the threshold is set as at the beginning.
         """
-        dead = (self.since >= self.spec.dead).nonzero()[:, 0]
+        dead = (self.since >= self.spec.dead_after).nonzero()[:, 0]
         counts = self.team.all_features(torch.tensor([len(dead)], device=self.device))
         err, x = self.team.rows(g.err[-1]), self.team.rows(work.x)
         total = min(int(counts.sum()), int((err != 0).any(-1).sum()))
         before = int(counts[: self.team.feature_rank].sum())
         if not total:
             return
-        sizes = self._sizes(self.since < self.spec.dead)
+        sizes = self._sizes(self.since < self.spec.dead_after)
         chance = err.double().square().sum(-1).cpu()
         drawn = torch.multinomial(chance / chance.sum(), total, generator=self.random).to(self.device)
         drawn = drawn[before : before + len(dead)]
