@@ -337,7 +337,7 @@ class Trainer:
     # ── stopping and going on ────────────────────────────────────────────────────────────────────────────────────
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that changes, and the frame."""
+        """All that changes; the frame follows from the sample."""
         out = {f"weights.{name}": w for name, w in self.weights.items()}
         for group in ("mean", "square", "average"):
             out |= {f"{group}.{name}": w for name, w in getattr(self, group).items()}
