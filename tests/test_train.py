@@ -247,6 +247,10 @@ def test_the_threshold_in_the_end_is_found_among_the_strongest_pairs_not_all(mon
     monkeypatch.setattr(trainer.do, "above", lambda *given: taken.append(real(*given)) or taken[-1])
     trainer.calibrate([(activations(1024, seed=99), None)])
     assert sum(map(len, taken)) < 10 * L0 * 1024, "of 512 features for each token"
+    trainer.bound = 100.0  # a guess that is far too high
+    taken.clear()
+    assert trainer.step(activations(1024, seed=100))["l0"] == pytest.approx(L0, rel=1e-3)
+    assert sum(map(len, taken)) < 10 * L0 * 1024
 
 
 # ── never losing a run ───────────────────────────────────────────────────────────────────────────────────────────
