@@ -253,6 +253,14 @@ def test_the_threshold_in_the_end_is_found_among_the_strongest_pairs_not_all(mon
     assert sum(map(len, taken)) < 10 * L0 * 1024
 
 
+def test_the_first_step_of_topk_looks_at_few_pairs_too(monkeypatch):
+    trainer = Trainer(spec(objective="topk", d_hidden=512), activations(2048))
+    real, taken = trainer.do.candidates, []
+    monkeypatch.setattr(trainer.do, "candidates", lambda *given: taken.append(real(*given)) or taken[-1])
+    assert trainer.step(activations(1024, seed=1))["l0"] == L0
+    assert sum(map(len, taken)) < 20 * L0 * 1024, "of 512 features for each token"
+
+
 # ── never losing a run ───────────────────────────────────────────────────────────────────────────────────────────
 
 RUN = """

@@ -111,7 +111,11 @@ class Team:
 
     def strongest(self, work: Work, k: int) -> tuple[Pairs, float]:
         """The k strongest pairs of each token, and the next guess at the bound."""
-        pairs = work.refined(work.do.candidates(work.pre, work.weights["b_enc"], k, work.bound))
+        bias, bound = work.weights["b_enc"], work.bound
+        if not bound:  # the first step: from a few rows, as below
+            some = work.pre[:SOME].to(bias.dtype) + bias
+            bound = LOWER * float(some.topk(min(k, some.shape[1])).values[:, -1].min())
+        pairs = work.refined(work.do.candidates(work.pre, bias, k, bound))
         pairs, bounds = self.pruned(work.do, pairs, k)
         return pairs, LOWER * _nth_lowest(bounds, len(bounds) // 50)
 
