@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import HOOK
 
-from sparsight.errors import BadInput, DiskFull, Diverged, Mismatch
+from sparsight.errors import BadFile, BadInput, DiskFull, Diverged, Mismatch
 from sparsight.evaluate.synthetic import KINDS, Toy, score
 from sparsight.sae.files import load_sae
 from sparsight.shards.manifest import Manifest
@@ -618,6 +618,8 @@ def test_nothing_is_written_over(name, store, tmp_path):
         train(store, spec(), tmp_path)
     with pytest.raises(BadInput, match="is a file: an SAE is written into a folder"):
         train(store, spec(), tmp_path / name)
+    with pytest.raises(BadFile, match="Cannot write"):
+        train(store, spec(), tmp_path / name / "below")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

@@ -146,9 +146,10 @@ class Run:
         """Begin, or go on, to the end."""
         began = time.monotonic()
         held, position = self._begin()
-        self.to.mkdir(parents=True, exist_ok=True)  # only now: what cannot be trained leaves nothing
-        if self.team.rank == 0:
-            write_json(self.to / "train.json", self._said())
+        with checkpoint.writing(self.to / "train.json", self.to, self.team):
+            self.to.mkdir(parents=True, exist_ok=True)  # only now: what cannot be trained leaves nothing
+            if self.team.rank == 0:
+                write_json(self.to / "train.json", self._said())
         step = good = max(h.trainer.steps for h in held)
         log = Log(self.to, step, self.team.rank == 0)
         longest = max(spec.steps for spec in self.specs)
