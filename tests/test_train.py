@@ -348,6 +348,22 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(store, tmp
     assert figures(sae)["fvu"] < 1
 
 
+def test_a_step_that_breaks_a_weight_is_never_kept(store, tmp_path, monkeypatch):
+    real, count = Trainer.step, []
+
+    def breaking(trainer, x, y=None):
+        told = real(trainer, x, y)
+        count.append(1)
+        if len(count) == 20:
+            trainer.weights["log_threshold"][5] = torch.inf  # a feature that is silent, and no loss shows it
+        return told
+
+    monkeypatch.setattr(Trainer, "step", breaking)
+    with pytest.raises(Diverged, match=r"no number at step 20\. The checkpoint of step 19 in .* is good"):
+        train(store, spec(checkpoint=0.0, objective="jumprelu"), tmp_path / "run")
+    assert checkpoint.newest(tmp_path / "run", Team()) == 19
+
+
 def test_a_full_disk_is_an_error_and_keeps_the_checkpoint_before(store, tmp_path, monkeypatch):
     real, count = checkpoint.save_file, []
 

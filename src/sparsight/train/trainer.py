@@ -343,6 +343,11 @@ class Trainer:
             out |= {f"{group}.{name}": w for name, w in getattr(self, group).items()}
         return out | {"norms": self.norms, "since": self.since, "random": self.random.get_state()}
 
+    @property
+    def finite(self) -> bool:
+        """Whether all weights and averages are numbers."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
+
     def facts(self) -> dict[str, Any]:
         """The rest of it, as JSON."""
         names = ("steps", "revived", "bound", "threshold")
