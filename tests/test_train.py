@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import HOOK
 
-from sparsight.errors import BadInput, DiskFull, Diverged, Mismatch
+from sparsight.errors import BadFile, BadInput, DiskFull, Diverged, Mismatch
 from sparsight.evaluate.synthetic import KINDS, Toy, score
 from sparsight.sae.files import load_sae
 from sparsight.shards.manifest import Manifest
@@ -247,6 +247,18 @@ def test_the_threshold_in_the_end_is_found_among_the_strongest_pairs_not_all(mon
     monkeypatch.setattr(trainer.do, "above", lambda *given: taken.append(real(*given)) or taken[-1])
     trainer.calibrate([(activations(1024, seed=99), None)])
     assert sum(map(len, taken)) < 10 * L0 * 1024, "of 512 features for each token"
+    trainer.bound = 100.0  # a guess that is far too high
+    taken.clear()
+    assert trainer.step(activations(1024, seed=100))["l0"] == pytest.approx(L0, rel=1e-3)
+    assert sum(map(len, taken)) < 10 * L0 * 1024
+
+
+def test_the_first_step_of_topk_looks_at_few_pairs_too(monkeypatch):
+    trainer = Trainer(spec(objective="topk", d_hidden=512), activations(2048))
+    real, taken = trainer.do.candidates, []
+    monkeypatch.setattr(trainer.do, "candidates", lambda *given: taken.append(real(*given)) or taken[-1])
+    assert trainer.step(activations(1024, seed=1))["l0"] == L0
+    assert sum(map(len, taken)) < 20 * L0 * 1024, "of 512 features for each token"
 
 
 # ── never losing a run ───────────────────────────────────────────────────────────────────────────────────────────
@@ -334,6 +346,22 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(store, tmp
     monkeypatch.setattr(Trainer, "step", real)
     (sae,) = train(store, spec(checkpoint=0.0), tmp_path / "run")
     assert figures(sae)["fvu"] < 1
+
+
+def test_a_step_that_breaks_a_weight_is_never_kept(store, tmp_path, monkeypatch):
+    real, count = Trainer.step, []
+
+    def breaking(trainer, x, y=None):
+        told = real(trainer, x, y)
+        count.append(1)
+        if len(count) == 20:
+            trainer.weights["log_threshold"][5] = torch.inf  # a feature that is silent, and no loss shows it
+        return told
+
+    monkeypatch.setattr(Trainer, "step", breaking)
+    with pytest.raises(Diverged, match=r"no number at step 20\. The checkpoint of step 19 in .* is good"):
+        train(store, spec(checkpoint=0.0, objective="jumprelu"), tmp_path / "run")
+    assert checkpoint.newest(tmp_path / "run", Team()) == 19
 
 
 def test_a_full_disk_is_an_error_and_keeps_the_checkpoint_before(store, tmp_path, monkeypatch):
@@ -424,7 +452,7 @@ def end(rank: int, team: Team, folder: Path) -> None:
 
     def full(*_):
         time.sleep(0.5)
-        raise DiskFull("full")
+        raise OSError(28, "No space left on device")
 
     class Toy:
         about, hook_points = {}, (HOOK,)
@@ -606,6 +634,8 @@ def test_nothing_is_written_over(name, store, tmp_path):
         train(store, spec(), tmp_path)
     with pytest.raises(BadInput, match="is a file: an SAE is written into a folder"):
         train(store, spec(), tmp_path / name)
+    with pytest.raises(BadFile, match="Cannot write"):
+        train(store, spec(), tmp_path / name / "below")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

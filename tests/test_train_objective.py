@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from sparsight.train.kernels import kernels
-from sparsight.train.objective import OBJECTIVE, Work
+from sparsight.train.objective import OBJECTIVE, UNIT, Work
 from sparsight.train.parallel import Team
 from sparsight.train.plain import Plain
 from sparsight.train.spec import TrainSpec
+from sparsight.train.trainer import Trainer
 
 ROWS, D_IN, D_OUT, FEATURES = 23, 11, 13, 48
 DOUBLE = {"dtype": torch.float64}
@@ -90,6 +91,33 @@ def dense_loss(spec, w, x, y, coefficient, ends, dead):
 @pytest.mark.parametrize("objective", OBJECTIVE)
 def test_the_gradient_over_pairs_is_the_dense_one(objective, groups, do):
     check_the_gradient(objective, groups, do)
+
+
+@pytest.mark.parametrize("clip", [None, 1e9])
+@pytest.mark.parametrize("objective", OBJECTIVE)
+def test_a_training_is_that_of_autograd_and_torchs_adam(objective, clip):
+    """clip: with a number the gradients are stored and Adam goes over them; without, each row has both at once."""
+    made = {"d_hidden": FEATURES, "l0": 6.0, "batch": 64, "tokens": 640, "lr": 3e-3, "product": "float32", "aux": 0.0}
+    spec = TrainSpec(objective=objective, clip=clip, groups=(16, FEATURES), **made)
+    g = torch.Generator().manual_seed(1)
+    trainer = Trainer(spec, torch.randn(512, D_IN, generator=g, **DOUBLE) * 3 + 5, dtype=torch.float64)
+    w = {name: tensor.clone().requires_grad_() for name, tensor in trainer.weights.items()}
+    adam = torch.optim.Adam(w.values(), betas=(spec.beta1, spec.beta2), eps=1e-8)
+    for _ in range(spec.steps):
+        x = torch.randn(spec.batch, D_IN, generator=g, **DOUBLE) * 3 + 5
+        inside = trainer.read.inside(x, torch.float64)
+        adam.param_groups[0]["lr"] = trainer.rate
+        adam.zero_grad()
+        dense_loss(spec, w, inside, inside, trainer.sparsity.coefficient, spec.groups, []).backward()
+        rows = w["W_dec"]
+        if objective in UNIT:
+            rows.grad -= (rows.grad * rows.detach()).sum(-1, keepdim=True) * rows.detach()
+        adam.step()
+        if objective in UNIT:
+            rows.data /= rows.data.norm(dim=-1, keepdim=True)
+        trainer.step(x)
+    for name, tensor in w.items():
+        torch.testing.assert_close(trainer.weights[name], tensor.detach(), rtol=1e-9, atol=1e-11)
 
 
 def check_the_gradient(objective, groups, do, device="cpu"):

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsight.disk import first_line, write_aside
-from sparsight.errors import BadFile, DiskFull, Mismatch
+from sparsight.errors import BadFile, DiskFull, Mismatch, SparsightError
 from sparsight.train.parallel import Team
 
 SCHEMA = 1
@@ -49,6 +49,8 @@ def writing(path: Path, folder: Path, team: Team) -> Iterator[None]:
     """Whatever cannot be written is a DiskFull, which says what is kept in the run's folder, or a BadFile."""
     try:
         yield
+    except SparsightError:
+        raise
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error) or "quota exceeded" in str(error):

@@ -10,6 +10,7 @@ the order in which floating-point sums are taken.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,8 +111,11 @@ class Team:
 
     def strongest(self, work: Work, k: int) -> tuple[Pairs, float]:
         """The k strongest pairs of each token, and the next guess at the bound."""
-        bound = work.bound or self._guess(work, k * work.tokens)
-        pairs = work.refined(work.do.candidates(work.pre, work.weights["b_enc"], k, bound))
+        bias, bound = work.weights["b_enc"], work.bound
+        if not bound:  # the first step: from a few rows, as below
+            some = work.pre[:SOME].to(bias.dtype) + bias
+            bound = LOWER * float(some.topk(min(k, some.shape[1])).values[:, -1].min())
+        pairs = work.refined(work.do.candidates(work.pre, bias, k, bound))
         pairs, bounds = self.pruned(work.do, pairs, k)
         return pairs, LOWER * _nth_lowest(bounds, len(bounds) // 50)
 
@@ -131,7 +135,7 @@ class Team:
 
     def strongest_of_all(self, work: Work, count: int) -> tuple[Pairs, float]:
         """The `count` strongest pairs of the whole batch, and the next guess at the bound."""
-        for bound in (work.bound or self._guess(work, count), 0.0):
+        for bound in self._bounds(work, count):
             pairs = work.above(torch.full_like(work.norms, bound))
             total = torch.tensor(len(pairs), device=pairs.pre.device)
             if self.world > 1:
@@ -143,8 +147,15 @@ class Team:
         least = self.nth(pairs.pre, count)
         return pairs.where(pairs.pre >= least), LOWER * least
 
+    def _bounds(self, work: Work, count: int) -> Iterator[float]:
+        """Guesses at the bound, each for where the one before was too high."""
+        if work.bound:
+            yield work.bound
+        yield self._guess(work, count)
+        yield 0.0
+
     def _guess(self, work: Work, count: int) -> float:
-        """A first guess at the bound, from a few rows: without one, half of all pairs would be taken for candidates."""
+        """A guess at the bound, from a few rows: without one, half of all pairs would be taken for candidates."""
         some = work.pre[:SOME].to(work.norms.dtype) + work.weights["b_enc"]
         wanted = 2 * count * len(some) // (work.tokens * self.features)  # twice as many: rows differ
         least = LOWER * _nth_lowest(some.flatten(), max(some.numel() - max(wanted, 1), 0))

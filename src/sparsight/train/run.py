@@ -146,9 +146,10 @@ class Run:
         """Begin, or go on, to the end."""
         began = time.monotonic()
         held, position = self._begin()
-        self.to.mkdir(parents=True, exist_ok=True)  # only now: what cannot be trained leaves nothing
-        if self.team.rank == 0:
-            write_json(self.to / "train.json", self._said())
+        with checkpoint.writing(self.to / "train.json", self.to, self.team):
+            self.to.mkdir(parents=True, exist_ok=True)  # only now: what cannot be trained leaves nothing
+            if self.team.rank == 0:
+                write_json(self.to / "train.json", self._said())
         step = good = max(h.trainer.steps for h in held)
         log = Log(self.to, step, self.team.rank == 0)
         longest = max(spec.steps for spec in self.specs)
@@ -176,8 +177,10 @@ class Run:
                 self.tell(Progress("train", step, longest, "steps", now - began, facts))
                 since, line = step, now
             if step < longest and self._due(saved, step):
+                self._sound(held, step, good)
                 self._save(held, position, step)
                 saved, good = time.monotonic(), step
+        self._sound(held, step, good)
         out = [self._finish(h, log, step) for h in held]
         self.tell(Progress("train", step, longest, "steps", time.monotonic() - began, self._facts(held, {}, step)))
         self._close()
@@ -231,10 +234,16 @@ class Run:
         facts = {"position": position, "trainers": [h.trainer.facts() for h in held]}
         checkpoint.write(self.to, self.team, step, tensors, facts)
 
+    def _sound(self, held: Sequence[Held], step: int, good: int) -> None:
+        """Raises Diverged where what is to be kept is no number: a step may do that whose loss does not show it."""
+        for h in held:
+            if not h.trainer.finite:
+                self._diverged(h, step, good)
+
     def _diverged(self, h: Held, step: int, good: int) -> None:
         kept = f"The checkpoint of step {good:,} in '{self.to}' is good" if good else "No checkpoint was written yet"
         todo = "lower lr, set clip, or look for tokens of enormous norm"
-        raise Diverged(f"The loss of {h.name} is no number at step {step:,}. {kept}: {todo}.")
+        raise Diverged(f"The loss or a weight of {h.name} is no number at step {step:,}. {kept}: {todo}.")
 
     def _held_out(self, h: Held) -> Iterator[tuple[Tensor, Tensor | None]]:
         for piece in self.source.held_out(h.spec.validation, PIECE):

@@ -337,11 +337,16 @@ class Trainer:
     # ── stopping and going on ────────────────────────────────────────────────────────────────────────────────────
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that changes, and the frame."""
+        """All that changes; the frame follows from the sample."""
         out = {f"weights.{name}": w for name, w in self.weights.items()}
         for group in ("mean", "square", "average"):
             out |= {f"{group}.{name}": w for name, w in getattr(self, group).items()}
         return out | {"norms": self.norms, "since": self.since, "random": self.random.get_state()}
+
+    @property
+    def finite(self) -> bool:
+        """Whether all weights and averages are numbers."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
 
     def facts(self) -> dict[str, Any]:
         """The rest of it, as JSON."""

@@ -67,7 +67,7 @@ def beginning(
 ) -> dict[str, Tensor]:
     """Weights to begin with, from a sample of inputs and targets in their frames.
 
-    Decoder rows are random directions, the encoder their transpose. A transcoder's (y is not x) decoder row is the mean
+    Decoder rows are random directions, the encoder their transpose. A transcoder's decoder row (y is not x) is the mean
     target where the feature is active. Thresholds (biases, for relu and gated) are set such that every feature is
     active on the same share of the sample: a few times as often as in the end.
     """
