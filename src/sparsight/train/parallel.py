@@ -112,9 +112,10 @@ class Team:
     def strongest(self, work: Work, k: int) -> tuple[Pairs, float]:
         """The k strongest pairs of each token, and the next guess at the bound."""
         bias, bound = work.weights["b_enc"], work.bound
-        if not bound:  # the first step: from a few rows, as below
+        if not bound:  # the first step: a guess from a few rows
             some = work.pre[:SOME].to(bias.dtype) + bias
-            bound = LOWER * float(some.topk(min(k, some.shape[1])).values[:, -1].min())
+            last = some.topk(min(k, some.shape[1])).values[:, -1]
+            bound = LOWER * _nth_lowest(last, len(last) // 10)
         pairs = work.refined(work.do.candidates(work.pre, bias, k, bound))
         pairs, bounds = self.pruned(work.do, pairs, k)
         return pairs, LOWER * _nth_lowest(bounds, len(bounds) // 50)
