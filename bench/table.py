@@ -241,6 +241,18 @@ def ground_truth(result: dict) -> str:
     return "\n".join([*lines, "", machine(result)])
 
 
+def l0(result: dict) -> str:
+    """A row a run: what was asked for, and what came of it."""
+    lines = ["| `l0` | L0 on held-out tokens | off by | FVU | within 2 % from |", "|---:|---:|---:|---:|---:|"]
+    for run in result["runs"]:
+        since = f"{run['settled']:.0%} of the run" if run["settled"] < 1 else "–"
+        cells = (f"{run['target']:g}", f"{run['l0']:.2f}", f"{run['off']:+.1%}", f"{run['fvu']:.3f}", since)
+        lines.append("| " + " | ".join(cells) + " |")
+    spec = result["spec"]
+    said = f"ReLU, {spec['d_hidden']:,} features on the demo's layer 3, {spec['tokens']:,} tokens in batches of "
+    return "\n".join([*lines, "", said + f"{spec['batch']:,}. {machine(result)}"])
+
+
 def pareto(result: dict) -> str:
     """A row a run, by trainer, then by L0."""
     heads = ("trainer", "aim", "L0", "FVU", "dead", "loss recovered", "from the mean")
@@ -259,6 +271,7 @@ TABLES = {
     "train_step_big": ("train_step_big", train_step),
     **{f"ground_truth_{kind}": (f"ground_truth_{kind}", ground_truth) for kind in TOYS},
     "pareto": ("pareto", pareto),
+    "l0": ("l0", l0),
     "decode_small": ("decode_small", decode),
     "decode_deep": ("decode_deep", decode),
     "read": ("read", read),

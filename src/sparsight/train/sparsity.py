@@ -3,7 +3,7 @@
 L0 falls as the coefficient λ rises, roughly as a power of it, and with a delay. So log λ is moved by the error of
 log L0: a little by the error itself, and by its sum over time (a proportional and an integral part),
 
-    e = log(L0 / wanted)        log λ = log λ₀ + P · e + I · Σ rate · e
+    e = log(L0 / wanted)        log λ = log λ₀ + P · e + I · Σ √rate · e
 
 where L0 is an average over the last steps, corrected by how far the last validation's was from it, `rate` the learning
 rate, and `wanted` falls, as a straight line of
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from sparsight.train.spec import TrainSpec
 
 PROPORTIONAL = 2.0
-INTEGRAL = 10.0  # in units of the learning rate: a bias moves by it in a step, and L0 no faster than biases do
+INTEGRAL = 1.0  # for each square root of the learning rate: L0 follows as fast as biases move, which is by the rate
 MEMORY = 0.01  # share of the run over which L0 is averaged, up to so many steps:
 LONGEST = 50
 DOUBT = 2000  # held-out tokens that are half believed
@@ -64,7 +64,7 @@ class Sparsity:
         self.begun_at = self.begun_at or l0
         self.error = max(min(self.level + self.apart - math.log(self.wanted(step)), 2.0), -2.0)
         low, high = (math.log(end) - self._begun for end in RANGE)
-        self.sum = max(min(self.sum + INTEGRAL * rate * self.error, high), low)
+        self.sum = max(min(self.sum + INTEGRAL * rate**0.5 * self.error, high), low)
 
     def validated(self, l0: float, tokens: int) -> None:
         """Take in the L0 of so many held-out tokens: of few of them, little."""
