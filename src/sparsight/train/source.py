@@ -56,6 +56,7 @@ class ShardSource:
         self.hook_points = tuple(manifest.hook_points)
         named = ("model", "model_revision", "corpus", "chat_template", "kept")
         self.about = {name: getattr(manifest, name) for name in named} | {"shards": shards.fingerprint}
+        self._samples: dict[tuple[str, int], Any] = {}
 
     def _read(self, size: int, split: str, **options: Any) -> Any:
         return self.shards.batches(size, split=split, held_out=self._share, **options)
@@ -68,7 +69,9 @@ class ShardSource:
         return pieces_of(rows, size)
 
     def _first(self, split: str, tokens: int) -> Batch:
-        found = self._read(tokens, split, seed=self.seed + SAMPLING)
+        if (split, tokens) not in self._samples:  # which rows these are is found out by reading the whole store's index
+            self._samples[split, tokens] = self._read(tokens, split, seed=self.seed + SAMPLING)
+        found = self._samples[split, tokens]
         if not found.rows:
             raise BadInput(f"The store '{self.shards.path}' has no conversation for {split}: harvest more.")
         return next(found.epoch(0))

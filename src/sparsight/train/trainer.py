@@ -22,7 +22,7 @@ from sparsight.train.objective import OBJECTIVE, UNIT, Gradient, Work, chosen
 from sparsight.train.parallel import LOWER, Team
 from sparsight.train.sparsity import Sparsity
 from sparsight.train.spec import TrainSpec
-from sparsight.train.weights import BEGIN, MATRICES, Frame, beginning, finished, unit
+from sparsight.train.weights import MATRICES, Frame, beginning, finished, first_level, first_thresholds, unit
 
 EPSILON = 1e-8
 FORGETS = 0.01  # of batchtopk's threshold, per step
@@ -130,7 +130,7 @@ class Trainer:
         if self._pre.shape[:1] != x.shape[:1] or self._pre.dtype != self.product:
             self._pre = torch.empty(len(x), len(self.norms), dtype=self.product, device=self.device)
         torch.mm(inside.to(self.product), self._rounded.T, out=self._pre)
-        dead = (self.since >= self.spec.dead_after).nonzero()[:, 0]
+        dead = self._silent.nonzero()[:, 0]
         return Work(
             self.spec,
             self.do,
@@ -219,7 +219,12 @@ class Trainer:
     @property
     def dead(self) -> int:
         """Features that were not active for `spec.dead_after` tokens, of all processes."""
-        return self._everywhere(int((self.since >= self.spec.dead_after).sum()))
+        return self._everywhere(int(self._silent.sum()))
+
+    @property
+    def _silent(self) -> Tensor:
+        """Which of this process's features are dead."""
+        return self.since >= self.spec.dead_after
 
     # ── dead features ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -229,14 +234,14 @@ class Trainer:
         A token is drawn for each, by its square error; the decoder row becomes the direction of its error, the encoder
         row that too (a transcoder's: of its input); the threshold is set as at the beginning.
         """
-        dead = (self.since >= self.spec.dead_after).nonzero()[:, 0]
+        dead = self._silent.nonzero()[:, 0]
         counts = self.team.all_features(torch.tensor([len(dead)], device=self.device))
         err, x = self.team.rows(g.err[-1]), self.team.rows(work.x)
         total = min(int(counts.sum()), int((err != 0).any(-1).sum()))
         before = int(counts[: self.team.feature_rank].sum())
         if not total:
             return
-        sizes = self._sizes(self.since < self.spec.dead_after)
+        sizes = self._sizes(~self._silent)
         chance = err.double().square().sum(-1).cpu()
         drawn = torch.multinomial(chance / chance.sum(), total, generator=self.random).to(self.device)
         drawn = drawn[before : before + len(dead)]
@@ -247,13 +252,9 @@ class Trainer:
         out = -err[drawn] / err[drawn].norm(dim=-1, keepdim=True)
         seen = out if self.written is self.read else x[drawn] / x[drawn].norm(dim=-1, keepdim=True).clamp_min(1e-12)
         w["W_enc"][dead], w["W_dec"][dead] = seen * sizes[0], out * (1 if self.spec.objective in UNIT else sizes[1])
-        active = max(int(min(BEGIN * self.spec.l0 / self.d_hidden, 0.5) * len(x)), 1)
-        level = (w["W_enc"][dead] @ x.T).topk(active, dim=1).values[:, -1]
-        w["b_enc"][dead] = -level if self.spec.objective in ("relu", "gated") else 0
-        if "log_threshold" in w:
-            w["log_threshold"][dead] = level.clamp_min(1e-3).log()
-        for name in {"r_mag", "b_mag"} & w.keys():
-            w[name][dead] = 0
+        level = first_level(self.spec, self.d_hidden, w["W_enc"][dead] @ x.T)
+        for name, first in first_thresholds(self.spec, level).items():
+            w[name][dead] = first
         for of in (self.mean, self.square):
             for name in w.keys() - {"b_dec"}:
                 of[name][dead] = 0

@@ -74,26 +74,34 @@ def beginning(
     d_in, d_out, dtype = x.shape[1], y.shape[1], x.dtype
     rows = torch.randn(d_hidden, d_in, generator=generator, dtype=torch.float64).to(x.device, dtype)
     w = {"W_enc": rows / rows.norm(dim=-1, keepdim=True)}
-    active = max(int(min(BEGIN * spec.l0 / d_hidden, 0.5) * len(x)), 1)
     levels, out = [], []
     for part in w["W_enc"].split(max(SAMPLE // len(x), 1)):
         pre = part @ x.T
-        level = pre.topk(active, dim=1).values[:, -1]
+        level = first_level(spec, d_hidden, pre)
         levels.append(level)
         if y is not x:
             out.append(torch.relu(pre - level[:, None]) @ y)
     level = torch.cat(levels)
     w["W_dec"] = torch.cat(out) if out else w["W_enc"].clone()
     w["W_dec"] /= w["W_dec"].norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    w["b_enc"], w["b_dec"] = torch.zeros_like(level), y.new_zeros(d_out)
-    if spec.objective == "relu":
-        w["b_enc"] = -level
+    return {**w, "b_dec": y.new_zeros(d_out), **first_thresholds(spec, level)}
+
+
+def first_level(spec: TrainSpec, d_hidden: int, pre: Float[Tensor, "feature token"]) -> Float[Tensor, " feature"]:
+    """What each feature's pre-activation is above on the share of tokens that it is active on at first."""
+    active = max(int(min(BEGIN * spec.l0 / d_hidden, 0.5) * pre.shape[1]), 1)
+    return pre.topk(active, dim=1).values[:, -1]
+
+
+def first_thresholds(spec: TrainSpec, level: Float[Tensor, " feature"]) -> dict[str, Tensor]:
+    """All weights of a feature but its rows, such that it is active where its product with the input is above level."""
+    zero = torch.zeros_like(level)
+    out = {"b_enc": -level if spec.objective in ("relu", "gated") else zero}
     if spec.objective == "jumprelu":
-        w["log_threshold"] = level.clamp_min(1e-3).log()
+        out["log_threshold"] = level.clamp_min(1e-3).log()
     if spec.objective == "gated":
-        w["b_enc"] = -level
-        w["r_mag"], w["b_mag"] = torch.zeros_like(level), torch.zeros_like(level)
-    return w
+        out |= {"r_mag": zero, "b_mag": zero.clone()}
+    return out
 
 
 def unit(spec: TrainSpec, weights: dict[str, Tensor]) -> float:
