@@ -28,6 +28,12 @@ def knob(default: Any, says: str, **options: Any) -> Any:
     return field(default=default, metadata={"says": says}, **options)
 
 
+def check(value: object, name: str, right: object, allowed: str) -> None:
+    """Raises BadInput, with what is allowed, where a knob's value is not right."""
+    if not right:
+        raise BadInput(f"{name} is {allowed}, not {str(value)[:60]!r}.")
+
+
 def knobs(kind: type) -> dict[str, Field[Any]]:
     """The fields of a settings dataclass that can be given, by name."""
     return {f.name: f for f in fields(kind) if f.init}

@@ -7,10 +7,9 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sparsight.config import knob
+from sparsight.config import check, knob
 from sparsight.corpus.files import DOCUMENTS
 from sparsight.corpus.schemas import SCHEMAS
-from sparsight.errors import BadInput
 from sparsight.records import finite, is_whole
 
 CHOICES = {"schema": ("auto", *SCHEMAS), "documents": DOCUMENTS, "part": ("all", "train", "validation")}
@@ -56,17 +55,17 @@ class CorpusSpec:
         for name in ("languages", "sources", "models"):
             object.__setattr__(self, name, _names(getattr(self, name), name))
         for name in ("source", "hub_split"):
-            _check(getattr(self, name), name, isinstance(getattr(self, name), str) and getattr(self, name), "a name")
+            check(getattr(self, name), name, isinstance(getattr(self, name), str) and getattr(self, name), "a name")
         for name in ("hub_config", "hub_revision", "hub_token"):
             given = getattr(self, name)
-            _check("..." if name == "hub_token" else given, name, isinstance(given, str | None), "a name or None")
+            check("..." if name == "hub_token" else given, name, isinstance(given, str | None), "a name or None")
         for name, choices in CHOICES.items():
-            _check(getattr(self, name), name, getattr(self, name) in choices, f"one of: {', '.join(choices)}")
+            check(getattr(self, name), name, getattr(self, name) in choices, f"one of: {', '.join(choices)}")
         for name in ("drop_redacted", "drop_flagged", "drop_duplicates"):
-            _check(getattr(self, name), name, isinstance(getattr(self, name), bool), "True or False")
+            check(getattr(self, name), name, isinstance(getattr(self, name), bool), "True or False")
         for name in ("most_unreadable", "validation"):
             value = finite(getattr(self, name), name)
-            _check(value, name, 0 <= value <= 100, "a percentage, from 0 to 100")
+            check(value, name, 0 <= value <= 100, "a percentage, from 0 to 100")
         for name, least in (("least_characters", 0), ("least_turns", 0), ("window", 1)):
             check_whole(getattr(self, name), name, least)
         for name in ("split_seed", "seed"):
@@ -84,17 +83,12 @@ class CorpusSpec:
 def check_whole(value: object, name: str, least: int, below: float = math.inf) -> None:
     """Raises BadInput for what is no whole number from `least` up, or is not below `below`."""
     most = "up" if below == math.inf else f"to {below - 1}"
-    _check(value, name, is_whole(value) and least <= value < below, f"a whole number from {least} {most}")  # type: ignore[operator]
-
-
-def _check(value: object, name: str, right: object, allowed: str) -> None:
-    if not right:
-        raise BadInput(f"{name} is {allowed}, not {str(value)[:60]!r}.")
+    check(value, name, is_whole(value) and least <= value < below, f"a whole number from {least} {most}")  # type: ignore[operator]
 
 
 def _names(given: Any, name: str) -> tuple[str, ...]:
     """One name or several, as a tuple."""
     each = (given,) if isinstance(given, str) else given
     right = isinstance(each, (list, tuple, set, frozenset)) and all(isinstance(one, str) and one for one in each)
-    _check(given, name, right, "names")
+    check(given, name, right, "names")
     return tuple(each)

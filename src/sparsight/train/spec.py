@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from sparsight.config import knob
-from sparsight.errors import BadInput
+from sparsight.config import check, knob
 from sparsight.records import finite, is_whole
 
 OBJECTIVES = ("relu", "jumprelu", "topk", "batchtopk", "gated")
@@ -59,37 +58,37 @@ class TrainSpec:
         groups = (self.groups,) if isinstance(self.groups, int) else tuple(self.groups)
         object.__setattr__(self, "groups", groups)
         for name, choices in (("objective", OBJECTIVES), ("product", PRODUCTS)):
-            _check(getattr(self, name), name, getattr(self, name) in choices, f"one of: {', '.join(choices)}")
+            check(getattr(self, name), name, getattr(self, name) in choices, f"one of: {', '.join(choices)}")
         for name in ("hook_point", "hook_point_out"):
             given = getattr(self, name)
-            _check(given, name, given is None or (isinstance(given, str) and given), "a module path or None")
+            check(given, name, given is None or (isinstance(given, str) and given), "a module path or None")
         for name in ("d_hidden", "expansion", "tokens", "batch", "aux_k", "dead", "start", "validation", "validate"):
             given = getattr(self, name)
             optional = name in ("d_hidden", "aux_k", "dead") and given is None
-            _check(given, name, optional or (is_whole(given) and finite(given, name) > 0), "a whole number above 0")
+            check(given, name, optional or (is_whole(given) and finite(given, name) > 0), "a whole number above 0")
         for name in ("seed", "revive"):
             given = getattr(self, name)
             optional = name == "revive" and given is None
-            _check(given, name, optional or (is_whole(given) and finite(given, name) >= 0), "a whole number from 0 up")
+            check(given, name, optional or (is_whole(given) and finite(given, name) >= 0), "a whole number from 0 up")
         for name in ("lr", "l0", "coefficient", "bandwidth"):
-            _check(getattr(self, name), name, finite(getattr(self, name), name) > 0, "a number above 0")
+            check(getattr(self, name), name, finite(getattr(self, name), name) > 0, "a number above 0")
         exact = self.objective != "topk" or float(self.l0).is_integer()
-        _check(self.l0, "l0", exact, "a whole number of features for topk")
+        check(self.l0, "l0", exact, "a whole number of features for topk")
         some = self.objective != "batchtopk" or self.l0 * self.batch >= 1
-        _check(self.l0, "l0", some, "at least one feature in a batch for batchtopk")
+        check(self.l0, "l0", some, "at least one feature in a batch for batchtopk")
         for name in ("aux", "checkpoint"):
-            _check(getattr(self, name), name, finite(getattr(self, name), name) >= 0, "a number from 0 up")
+            check(getattr(self, name), name, finite(getattr(self, name), name) >= 0, "a number from 0 up")
         for name in ("beta1", "beta2", "ema"):
             given = getattr(self, name)
             optional = name == "ema" and given is None
-            _check(given, name, optional or 0 <= finite(given, name) < 1, "a number from 0 to below 1")
-        _check(self.clip, "clip", self.clip is None or finite(self.clip, "clip") > 0, "a number above 0, or None")
+            check(given, name, optional or 0 <= finite(given, name) < 1, "a number from 0 to below 1")
+        check(self.clip, "clip", self.clip is None or finite(self.clip, "clip") > 0, "a number above 0, or None")
         for name in ("warmup", "decay", "settle"):
-            _check(getattr(self, name), name, 0 <= finite(getattr(self, name), name) <= 1, "a share from 0 to 1")
-        _check(self.warmup, "warmup", self.warmup + self.decay <= 1, f"at most 1 together with decay ({self.decay})")
+            check(getattr(self, name), name, 0 <= finite(getattr(self, name), name) <= 1, "a share from 0 to 1")
+        check(self.warmup, "warmup", self.warmup + self.decay <= 1, f"at most 1 together with decay ({self.decay})")
         right = all(is_whole(g) and g > 0 for g in groups) and list(groups) == sorted(set(groups))
-        _check(self.groups, "groups", right, "whole numbers above 0, each larger than the one before")
-        _check(self.tokens, "tokens", self.tokens >= self.batch, f"one batch ({self.batch:,}) or more")
+        check(self.groups, "groups", right, "whole numbers above 0, each larger than the one before")
+        check(self.tokens, "tokens", self.tokens >= self.batch, f"one batch ({self.batch:,}) or more")
 
     @property
     def steps(self) -> int:
@@ -110,8 +109,3 @@ class TrainSpec:
     def knobs(cls) -> dict[str, str]:
         """What each knob means."""
         return {f.name: f.metadata["says"] for f in fields(cls)}
-
-
-def _check(value: object, name: str, right: object, allowed: str) -> None:
-    if not right:
-        raise BadInput(f"{name} is {allowed}, not {str(value)[:60]!r}.")
