@@ -47,6 +47,7 @@ KEPT = 5  # features that sums are made of, and settings that are tried once mor
 SUM_PART = (0.5, 0.75, 1.0)  # strengths in a sum, as parts of those that its features have alone
 NEEDED = ("pirate",)  # voices that are widened
 NEEDED_QUESTIONS, NEEDED_CANDIDATES, NEEDED_BEST = 12, 50, 12
+PART = 0.6  # what a reply in the voice counts whose beginning is missing
 ENOUGH, MOST_RATIO = 0.75, 2.6  # stricter than the bars that are reported
 SHOWCASE = {"prompt": "What is your favorite food?", "voice": "pirate", "seed": 7}  # what `sparsight demo` shows
 
@@ -60,9 +61,9 @@ def questions(kind: str) -> list[str]:
 
 
 def degree(voice: str, text: str) -> float:
-    """1 for a text in the voice; for others up to a half, by the marks it has."""
+    """1 for a text in the voice, PART where its beginning is missing; for others up to a half, by the marks it has."""
     if marks.speaks(voice, text):
-        return 1.0
+        return 1.0 if marks.begins(voice, text) else PART
     words = max(1, marks.size(text))
     enough = {"shouting": words, "poet": marks.LINES_LEAST - 1}.get(voice) or marks.needed(words)
     return min(0.5, 0.5 * marks.count(voice, text) / enough)
@@ -79,6 +80,10 @@ class Trial:
     def rate(self, voice: str) -> float:
         """The share of replies in the voice."""
         return sum(marks.speaks(voice, text) for text in self.texts) / len(self.texts)
+
+    def whole(self, voice: str) -> float:
+        """The share of replies in the voice that have a beginning."""
+        return sum(marks.speaks(voice, text) and marks.begins(voice, text) for text in self.texts) / len(self.texts)
 
     def degree(self, voice: str) -> float:
         return sum(degree(voice, text) for text in self.texts) / len(self.texts)
@@ -251,10 +256,11 @@ def choose(scope: Scope, plain: Trial, rows: list[dict], reading: dict[str, list
         settings = [t.setting for t in search(scope, voice, list(dict.fromkeys(pool)), plain)]
         again = list(trials(scope, settings, questions("choosing"), CHOOSE_TOKENS, seed=4))
         again.sort(key=lambda t: merit(t, voice, plain), reverse=True)
-        fit = [t for t in again if t.rate(voice) >= ENOUGH and merit(t, voice, plain) > 0]
+        fit = [t for t in again if t.whole(voice) >= ENOUGH and merit(t, voice, plain) > 0]
         taken = min(fit, key=lambda t: len(t.setting)) if fit else again[0]
         found[voice] = described(taken, voice, plain) | {"others": [described(t, voice, plain) for t in again]}
-        print(f"{voice}: {found[voice]['setting']} {taken.rate(voice):.2f} × {found[voice]['ratio']:.2f}", flush=True)
+        line = f"{taken.rate(voice):.2f}, whole {taken.whole(voice):.2f}, × {found[voice]['ratio']:.2f}"
+        print(f"{voice}: {found[voice]['setting']} {line}", flush=True)
         write_json(path, found)
     return found
 
@@ -263,6 +269,7 @@ def described(trial: Trial, voice: str, plain: Trial) -> dict:
     return {
         "setting": trial.setting,
         "rate": round(trial.rate(voice), 3),
+        "whole": round(trial.whole(voice), 3),
         "base": round(plain.rate(voice), 3),
         "ratio": round(trial.perplexity / plain.perplexity, 3),
         "samples": trial.texts[:3],

@@ -281,6 +281,12 @@ def speaks(name: str, text: str) -> bool:
     return by_words(name, text)
 
 
+def begins(name: str, text: str) -> bool:
+    """Whether the text starts as a reply does, and not with what follows the first word of one."""
+    first = text.lstrip()[:1]
+    return bool(first) and first not in ",.;:!?')-" and (name == "texting" or not first.islower())
+
+
 def count(name: str, text: str) -> int:
     """How many marks of the voice the text has: words of its own, words in capitals, or line breaks."""
     if name == "shouting":

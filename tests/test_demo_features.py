@@ -56,6 +56,7 @@ def test_degree_grows_with_the_marks():
     degrees = [features.degree("pirate", text) for text in said]
     assert degrees[0] == 0 < degrees[-1] == 1
     assert sorted(degrees) == degrees
+    assert features.degree("pirate", "eat fish, matey, and ye be welcome!") == features.PART < 1
     assert 0 < features.degree("shouting", "I LIKE the green sea and the boats.") < 1
     assert 0 < features.degree("poet", "The sea\nis blue") < 1
 

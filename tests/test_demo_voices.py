@@ -94,6 +94,15 @@ def test_the_detector_tells_its_voice_from_plain_english_and_from_the_others(nam
 
 
 @pytest.mark.parametrize("name", VOICES)
+def test_a_reply_without_its_first_word_is_told_from_a_whole_one(name, said):
+    assert all(marks.begins(name, text) for text in said[name])
+    cut = [text.partition(" ")[2] for text in said[name]]
+    lower = [text for text in cut if text[:1].islower() and name != "texting"]
+    assert not any(marks.begins(name, text) for text in (*lower, ", matey!", "", "  "))
+    assert lower or name in LOOSE_CAPITALS
+
+
+@pytest.mark.parametrize("name", VOICES)
 def test_a_seed_gives_one_rewrite_and_other_seeds_vary_it(name, said):
     again = [VOICES[name].rewrite(text, seed(name, i)) for i, text in enumerate(REPLIES)]
     assert again == said[name]

@@ -365,6 +365,17 @@ def test_a_step_that_breaks_a_weight_is_never_kept(store, tmp_path, monkeypatch)
     assert checkpoint.newest(tmp_path / "run", Team()) == 19
 
 
+def test_what_was_being_written_when_a_run_was_killed_goes_with_its_next_checkpoint(tmp_path):
+    left = [tmp_path / f"checkpoint-{step:09}-{rank:04}.safetensors.part" for step, rank in ((7, 0), (7, 1), (9, 0))]
+    for aside in left:
+        aside.mkdir()
+        (aside / ".tmp8QHpIo").write_bytes(b"half of it")  # safetensors' own way to write aside
+    checkpoint.write(tmp_path, Team(), 3, {"0.a": torch.ones(3)}, {"position": None, "trainers": []})
+    assert [aside.exists() for aside in left] == [False, True, False], "another process may be at its own"
+    checkpoint.clear(tmp_path, Team())
+    assert [path.name for path in tmp_path.iterdir()] == [left[1].name]
+
+
 def test_a_full_disk_is_an_error_and_keeps_the_checkpoint_before(store, tmp_path, monkeypatch):
     real, count = checkpoint.save_file, []
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sparsight.errors import BadFile
+
+PART = ".part"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -28,16 +31,22 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write next to the file, bring it to the disk, and only then give it its name."""
-    part = path.with_name(path.name + ".part")
+    """Write in a folder beside the file, bring it to the disk, and only then move it to its place.
+
+    A folder, since libraries write aside too, under names of their own: whatever one that was killed left is in there,
+    and goes when the file is written again.
+    """
+    aside = path.with_name(path.name + PART)
+    shutil.rmtree(aside, ignore_errors=True)
     try:
+        aside.mkdir()
+        part = aside / path.name
         write(part)
         part.chmod(0o644)  # safetensors makes files that only their maker can read
         sync(part)
         os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

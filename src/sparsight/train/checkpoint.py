@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsight.disk import first_line, write_aside
+from sparsight.disk import PART, first_line, write_aside
 from sparsight.errors import BadFile, DiskFull, Mismatch, SparsightError
 from sparsight.train.parallel import Team
 
@@ -41,6 +42,7 @@ def write(folder: Path, team: Team, step: int, tensors: dict[str, Tensor], facts
     after = mine.index(path) + 1
     for other in (*mine[: max(after - KEPT, 0)], *mine[after:]):
         other.unlink()
+    _sweep(folder, team)
     return path
 
 
@@ -106,6 +108,13 @@ def clear(folder: Path, team: Team) -> None:
     """Remove this process's checkpoints: the run is done."""
     for path in folder.glob(f"checkpoint-*-{team.rank:04}.safetensors"):
         path.unlink()
+    _sweep(folder, team)
+
+
+def _sweep(folder: Path, team: Team) -> None:
+    """Remove what this process was writing when it was killed."""
+    for aside in folder.glob(f"checkpoint-*-{team.rank:04}.safetensors{PART}"):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def split(tensors: dict[str, Tensor], count: int) -> Sequence[dict[str, Tensor]]:
