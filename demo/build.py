@@ -6,9 +6,10 @@ python demo/build.py --corpus mix.jsonl.gz --harmful requests.json --out src/spa
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -109,7 +110,9 @@ def sparse_autoencoder(shop: Workshop) -> None:
     tensors = {name: parameter.detach().cpu() for name, parameter in sae.named_parameters()}
     for name in ("W_enc", "W_dec"):  # half the bytes in the package
         tensors[name] = tensors[name].bfloat16()
-    save_sae(SparseAutoEncoder.from_tensors(sae.config, tensors | {"scale": sae.scale}), shop.out / "sae")
+    notes = json.loads(json.dumps(sae.config.notes).replace(f"{shop.work}/", ""))  # folders of this machine say nothing
+    config = replace(sae.config, notes=notes)
+    save_sae(SparseAutoEncoder.from_tensors(config, tensors | {"scale": sae.scale}), shop.out / "sae")
 
 
 def steering_labels(shop: Workshop) -> None:

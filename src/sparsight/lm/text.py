@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -74,3 +76,9 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str,
     if out:
         out[-1] += text.finish()
     return tuple(out)
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What identifies a tokenizer's ids: a hash of all its (token, id) pairs, 16 hex digits."""
+    pairs = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]

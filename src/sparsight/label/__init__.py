@@ -1,0 +1,1 @@
+"""What features mean, in words: who writes labels, and how well labels predict where a feature fires."""

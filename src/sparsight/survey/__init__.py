@@ -1,0 +1,1 @@
+"""What every feature of an SAE fires on: one walk over a corpus."""
