@@ -5,7 +5,7 @@
 For each voice, its own features (at most three, src/sparsight/demo/labels.json) at their suggested strengths. 40 plain
 questions that neither the model nor the choice of features has seen; the same seeds throughout. Is a reply in the
 voice? That is decided by its marks (demo/marks.py), and perplexity is that of the replies under the unsteered model,
-pooled. Beside it: the same with the signs turned round, with as many random other features, and with noise of the
+pooled. "whole": the share of replies in the voice whose beginning is not missing. Beside it: the same with the signs turned round, with as many random other features, and with noise of the
 same norm in place of their directions.
 
 Ablation: the 40 questions asked in phrases that ask for the voice; the marks in the replies, per 100 words, without
@@ -74,6 +74,7 @@ def steering(scope, voice: Voice, setting: Setting, live: list[int], plain: Tria
     result["unsteered"] = plain.rate(voice.name)
     for name, one in tried.items():
         result[name] = {"rate": one.rate(voice.name), "perplexity_ratio": one.perplexity / plain.perplexity}
+    result["steered"]["whole"] = tried["steered"].whole(voice.name)
     result["samples"] = dict(zip(features.questions("unrelated")[:3], tried["steered"].texts[:3], strict=True))
     result["passes"] = (
         result["steered"]["rate"] >= BARS["steered_at_least"]

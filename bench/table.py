@@ -165,12 +165,14 @@ def demo_refusing(result: dict) -> str:
 
 def demo_steering(result: dict) -> str:
     """A row a voice: the share of replies in it, without and with its edits and the controls; then the ablation."""
-    heads = ("voice", "edits", "unsteered", "steered", "perplexity", "wrong sign", "random features", "noise")
-    lines = ["| " + " | ".join((*heads, "marks removed", "by random ones")) + " |", "|---|---|" + "---:|" * 8]
+    heads = ("voice", "edits", "unsteered", "steered", "of it whole", "perplexity", "wrong sign", "random features")
+    last = ("noise", "marks removed", "by random ones")
+    lines = ["| " + " | ".join((*heads, *last)) + " |", "|---|---|" + "---:|" * 9]
     for name, row in result["voices"].items():
         rates = [f"{row[part]['rate']:.0%}" for part in ("wrong_sign", "random_features", "noise")]
         removed = [f"{row['ablation'][part]['removed']:z.0%}" for part in ("features", "random_features")]
         steered = [f"{row['unsteered']:.0%}", f"**{row['steered']['rate']:.0%}**"]
+        steered.append(f"{row['steered']['whole']:.0%}")
         steered.append(f"× {row['steered']['perplexity_ratio']:.2f}")
         edits = " ".join(f"`{line}`" for line in row["setting"])
         lines.append(f"| {name} | {edits} | " + " | ".join([*steered, *rates, *removed]) + " |")

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsight.train import dense
 from sparsight.train.kernels import kernels
 from sparsight.train.pairs import More
 from sparsight.train.plain import Plain
@@ -25,6 +26,35 @@ def shapes(draw):
 @given(shapes(), st.sampled_from([torch.float32, torch.float64]))
 def test_both_backends_do_a_whole_step_alike(shape, dtype):
     check_a_whole_step(COMPILED, shape, dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), st.sampled_from([torch.float32, torch.float64]), st.integers(1, 40))
+def test_products_of_matrices_do_a_whole_step_alike_whatever_their_blocks(shape, dtype, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "BLOCK", block)
+        check_a_whole_step(dense.Dense(), shape, dtype)
+
+
+@pytest.mark.parametrize(("density", "taken"), [(0.3, "numba"), (0.8, "dense")])
+def test_a_step_chooses_products_of_matrices_by_counting_pairs(density, taken, monkeypatch):
+    do = dense.Choosing(COMPILED)
+    assert do.sparse.name == do.name == "numba"
+    called = []
+    for name in ("decode", "gradients", "step"):
+        for one in (do.sparse, do.dense):
+            real = getattr(one, name)
+            told = lambda *given, real=real, said=(one.name, name): called.append(said) or real(*given)  # noqa: E731
+            monkeypatch.setattr(one, name, told)
+    pre = torch.rand(20, 50, generator=torch.Generator().manual_seed(0)) - 1 + density
+    x, ends = torch.randn(20, 8), torch.tensor([50], dtype=torch.int32)
+    weight, state = torch.randn(50, 8), lambda: (torch.randn(50, 8), torch.zeros(50, 8), torch.ones(50, 8))
+    pairs = do.above(pre, torch.zeros(50), torch.zeros(50))
+    err, latent, _ = do.decode(pairs, pairs.pre, weight, torch.zeros(8), x, ends)
+    hyper = torch.tensor([0.01, 0.9, 0.99, 1e-8, 1.5])
+    columns = do.columns(pairs, 50)
+    do.step(columns, latent, pairs.pre, x, err, ends, None, state(), state(), hyper, torch.zeros(50), False)
+    assert {who for who, _ in called} == {taken}
 
 
 def check_a_whole_step(other_do, shape, dtype, device="cpu"):

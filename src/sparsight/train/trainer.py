@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparsight.errors import BadInput
 from sparsight.sae.sae import SaeConfig, SparseAutoEncoder
+from sparsight.train.dense import Choosing
 from sparsight.train.kernels import kernels
 from sparsight.train.objective import OBJECTIVE, UNIT, Gradient, Work, chosen
 from sparsight.train.parallel import LOWER, Team
@@ -46,7 +47,7 @@ class Trainer:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.spec, self.team, self.dtype, self.device = spec, team or Team(), dtype, x.device
-        self.do = kernels(self.device)
+        self.do = Choosing(kernels(self.device))
         self.d_hidden = spec.d_hidden or spec.expansion * x.shape[1]
         self._check()
         self.read = Frame.of(x)
