@@ -176,6 +176,7 @@ def test_doctor_examines_the_machine(capsys):
             2,
             "seed is a whole number, not 'many'",
         ),
+        (["train", "shardz", "--to", "x"], 1, "'shardz' is neither a folder of activations nor a recipe"),
         (["harvest", "--to", "x"], 1, "[corpus] does not say source: a file, a folder"),
         (
             ["harvest", "--corpus", "x", "--set", "corpus.sead=3", "--to", "x"],
@@ -489,6 +490,10 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(capsys, monkeypatc
         for done in range(2):
             tell.show("read", done, None, "tokens")
     assert capsys.readouterr().err.splitlines() == ["read: 0 tokens", "read: 1 tokens"]
+    monkeypatch.setenv("RANK", "1")
+    with Bar() as tell:
+        tell.show("read", 5, None, "tokens")
+    assert capsys.readouterr().err == "", "of several processes the first one speaks"
 
 
 def test_each_process_of_a_harvest_has_a_gpu_of_its_own(capsys, tmp_path, monkeypatch):

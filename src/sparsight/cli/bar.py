@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -27,7 +28,9 @@ class Bar:
             TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
             TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )
-        self.live = Progress(*columns, console=screen, transient=True, expand=True) if screen.is_terminal else None
+        self.silent = os.environ.get("RANK", "0") != "0"  # of several processes the first one speaks
+        shown = screen.is_terminal and not self.silent
+        self.live = Progress(*columns, console=screen, transient=True, expand=True) if shown else None
         self.tasks: dict[str, Any] = {}
         self.told: dict[str, float] = {}
         self.began: dict[str, tuple[float, int]] = {}
@@ -53,7 +56,7 @@ class Bar:
             if stage not in self.tasks:
                 self.tasks[stage] = self.live.add_task(stage, total=total, said=said)
             self.live.update(self.tasks[stage], completed=done, total=total, said=said)
-        elif stage not in self.told or now - self.told[stage] >= PAUSE:
+        elif not self.silent and (stage not in self.told or now - self.told[stage] >= PAUSE):
             self.told[stage] = now
             when, first = self.began.setdefault(stage, (now, done))
             if total and done > first:

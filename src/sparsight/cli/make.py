@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from sparsight.cli.bar import Bar
 from sparsight.cli.knobs import gathered, knob_options
 from sparsight.cli.options import as_json, print_json
 from sparsight.errors import BadInput
-from sparsight.recipes.recipe import Recipe, load_recipe, open_model
+from sparsight.recipes.recipe import Recipe, load_recipe, names, open_model
 from sparsight.train.listeners import REPORTS, Listener, all_of
 
 MODEL = {"name": "model"}
@@ -23,6 +23,7 @@ CORPUS = {"source": "corpus"}
 HARVEST = {"hook_points": "hook-point", "dtype": "harvest-dtype"}  # --dtype is the model's, as everywhere
 
 TEXT = ("corpus", "harvest")
+MANY = 10  # epochs of a training above which it is said how many there are
 MIXED = 64  # batches that are mixed among each other where no shards are between model and training
 FORMATS = ("native", "saelens", "card")
 
@@ -97,6 +98,9 @@ def train(
         raise BadInput(f"--corpus goes with a recipe; '{source}' holds activations of a text already.")
     if not stored and Path(source).is_dir():
         raise BadInput(f"'{source}' is a folder without a manifest.json: it holds no activations of a harvest.")
+    if not stored and source not in names() and not Path(source).expanduser().is_file():
+        along = f"Recipes that come along: {', '.join(names())}"
+        raise BadInput(f"'{source}' is neither a folder of activations nor a recipe: there is no such file. {along}.")
     made = load_recipe(recipe if stored else source, settings, gathered(options)).need("train")
     from sparsight import screen
     from sparsight.lm.pretrained import as_device, best_device
@@ -110,7 +114,7 @@ def train(
         where = as_device("cpu")
     hearers = [Listener(name, to, {"train": [asdict(spec) for spec in made.train]}) for name in report]
     team = Team.from_environment(where, feature_processes)
-    activations, inputs = _shards(source) if stored else _stream(made.need("corpus").need("harvest"), team)
+    activations, inputs = _shards(source, made.train) if stored else _stream(made.need("corpus").need("harvest"), team)
     with ExitStack() as stack:
         tells = [stack.enter_context(one) for one in (Bar(), *(hearers if team.rank == 0 else ()))]
         saes = run(activations, made.train, to, all_of(tells), team, where)
@@ -128,11 +132,14 @@ def _about(sae: Any, folder: Path) -> dict[str, Any]:
     return said | {name: round(value, 4) for name, value in notes["held_out"].items()}
 
 
-def _shards(path: str) -> tuple[Any, dict[str, Any]]:
+def _shards(path: str, specs: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
     """What is trained on, and its hashes: a store's shards."""
+    from sparsight import screen
     from sparsight.shards.shards import Shards
 
     found = Shards(path)
+    if len(found) and (times := max(spec.tokens for spec in specs) / len(found)) > MANY:
+        screen.note(f"These {len(found):,} tokens are read {times:,.0f} times over; --tokens says how many are trained on.")
     return found, {"shards": {"path": path, "tokens": len(found), "fingerprint": found.fingerprint}}
 
 
