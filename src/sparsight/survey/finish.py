@@ -221,41 +221,36 @@ class Features:
         out: list[list[Example]] = [[] for _ in range(block.start, block.stop)]
         seen: dict[tuple[int, int], int] = {}
         for kept, top in ((self.state.top, True), (self.state.samples, False)):
-            rows = slice(2 * block.start, 2 * block.stop)
-            for slot, place, value, peak, window in _kept(kept, rows):
-                feature = slot // 2
-                if (feature, place) in seen:
-                    at = seen[feature, place]
-                    out[feature][at] = replace(out[feature][at], sampled=True)
+            for slot, one in self._kept(kept, block, top):
+                mine = out[slot // 2]
+                if (slot, one.at) in seen:
+                    mine[seen[slot, one.at]] = replace(mine[seen[slot, one.at]], sampled=True)
                     continue
-                seen[feature, place] = len(out[feature])
-                out[feature].append(
-                    self._example(block.start + feature, place, value, peak, window, top, bool(slot & 1))
-                )
+                seen[slot, one.at] = len(mine)
+                mine.append(one)
         return out
 
-    def _example(
-        self, feature: int, place: int, value: float, peak: float, window: np.ndarray, top: bool, held_out: bool
-    ) -> Example:
-        """From what was kept; the window without what would lie outside the document."""
-        number = int(np.searchsorted(self.text.at, place >> OFFSETS))
-        offset, half = place & ((1 << OFFSETS) - 1), len(window) // 2
-        low = max(0, half - offset)
-        high = min(len(window), half + int(self.text.length[number]) - offset)
-        at = int(self.start[number]) + offset
-        values = window[low:high] * np.float32(peak / 255)
-        values[half - low] = value
-        return Example(feature, at, value, at - half + low, values, top, not top, number, held_out)
-
-
-def _kept(kept: Kept, rows: slice) -> Iterator[tuple[int, int, float, float, np.ndarray]]:
-    """(slot from the first of these, place, value, peak, window) of what there is."""
-    key, place, value, peak, window = (
-        t[rows].cpu().numpy() for t in (kept.key, kept.place, kept.value, kept.peak, kept.window)
-    )
-    for slot, column in zip(*(each.tolist() for each in np.nonzero(key < LAST)), strict=True):
-        at = slot, column
-        yield slot, int(place[at]), float(value[at]), float(peak[at]), window[at].astype(np.float32)
+    def _kept(self, kept: Kept, block: slice, top: bool) -> Iterator[tuple[int, Example]]:
+        """(slot from the first of these features, example) of what was kept; windows without what lies outside of the
+        document."""
+        rows = slice(2 * block.start, 2 * block.stop)
+        slot, column = (kept.key[rows] < LAST).nonzero(as_tuple=True)
+        place, value, peak, window = (
+            each[rows][slot, column].cpu().numpy() for each in (kept.place, kept.value, kept.peak, kept.window)
+        )
+        values = window * (peak[:, None] / np.float32(255))
+        half = window.shape[1] // 2
+        values[:, half] = value
+        number, offset = self.text.number(place >> OFFSETS), place & ((1 << OFFSETS) - 1)
+        low = np.maximum(half - offset, 0)
+        high = np.minimum(half + self.text.length[number] - offset, window.shape[1])
+        at = self.start[number] + offset
+        columns = (slot, at, value, at - half + low, low, high, number)
+        for i, (slot, at, value, start, low, high, number) in enumerate(
+            zip(*(c.tolist() for c in columns), strict=True)
+        ):
+            feature, held_out = block.start + slot // 2, bool(slot & 1)
+            yield slot, Example(feature, at, value, start, values[i, low:high], top, not top, number, held_out)
 
 
 def _named(counts: np.ndarray, names: Sequence[str]) -> dict[str, int]:

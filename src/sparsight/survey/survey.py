@@ -45,6 +45,7 @@ from sparsight.survey.state import KINDS, Seen, State
 
 FREE = ("ahead", "checkpoint")  # knobs that the atlas does not depend on
 BITS = torch.tensor([int(Kind[name.upper()]) for name in KINDS])
+ENCODE_MEMORY = 2**27  # bytes of dense work of the SAE at any moment
 Tell = Callable[[Progress], None]
 
 
@@ -124,7 +125,7 @@ def _encoded(
                 yield work, None, None
                 continue
             wanted = ((work.batch.kinds.flatten() & kinds) != 0).nonzero().squeeze(1)
-            yield work, wanted, scope.sae.encode_codes(_residual(scope, work.batch, wanted))
+            yield work, wanted, scope.sae.encode_codes(_residual(scope, work.batch, wanted), ENCODE_MEMORY)
 
 
 def _count(part: Part, work: Work, wanted: Tensor | None, codes: Codes | None) -> None:
