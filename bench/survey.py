@@ -10,8 +10,8 @@ with the atlas written (what grows with the SAE). Ratios are to the harvest of t
 The dense way is that of SAEDashboard and sae_vis, written down here after their published method: tokens stand in
 memory in blocks; for a batch of features the model runs over all of them again, the dense activations of those features
 on all tokens are kept, and from them the strongest windows, windows of each interval of activations, a histogram, the
-density, and the logit lens are taken feature by feature. It makes no positions, roles, languages, top tokens, documents,
-neighbours or log. Features per second of both, for all features of the SAE: the dense way's from a part of them.
+density, and the logit lens are taken feature by feature. It makes no positions, roles, languages, top tokens,
+documents, neighbours or log. Features per second of both, for all features of the SAE: the dense way's from a part of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _dashboard(act: torch.Tensor, ids: torch.Tensor) -> list[tuple[torch.Tensor,
     top = act.topk(min(TOP, len(act))).indices
     edges = torch.linspace(0, float(act.max()) or 1.0, BANDS + 1)
     chosen = [top]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges.tolist()):
         inside = ((act > low) & (act <= high)).nonzero().squeeze(1)
         chosen.append(inside[torch.randperm(len(inside))[:EACH]])
     act[act > 0].histc(50)

@@ -1,5 +1,5 @@
-"""Writes the tables of options into cli.md, and of knobs into train.md and survey.md: python docs/knobs.py, after a knob
-was added or changed.
+"""Writes the tables of options into cli.md, and of knobs into train.md and survey.md: python docs/knobs.py, after a
+knob was added or changed.
 
 A table stands between <!-- options VERB SECTION -->, or <!-- knobs SECTION -->, and <!-- end -->.
 """

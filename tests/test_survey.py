@@ -22,6 +22,7 @@ from sparsight.atlas.entries import POSITIONS, Label, Statistics, is_held_out
 from sparsight.atlas.histogram import BINS, ERROR, QUANTILES, edge, quantiles
 from sparsight.atlas.log import NAME as LOG
 from sparsight.atlas.log import ActivationLog, open_log, together, write_log
+from sparsight.cli import main
 from sparsight.corpus import CorpusSpec, read
 from sparsight.errors import BadFile, BadInput, Mismatch, NoChatTemplate, NoFeature
 from sparsight.lm.lm import ObservableLanguageModel
@@ -480,6 +481,7 @@ def test_a_folder_of_another_survey_is_refused(scope64, lm64, corpus, made, tmp_
 def test_text_that_gives_no_token_and_knobs_that_cannot_be_are_errors(scope64, sae, tmp_path, corpus):
     with pytest.raises(BadInput, match="Nothing to survey"):
         survey(scope64, dataclasses.replace(corpus, languages=("Klingon",)), SurveySpec(), tmp_path / "a")
+    assert not list((tmp_path / "a").glob("part-*"))  # nothing is in the way of the next try
     bare = ObservableLanguageModel(llama(), tokenizer=scope64.lm.tokenizer)
     template, bare.tokenizer.chat_template = bare.tokenizer.chat_template, None
     try:
@@ -487,7 +489,7 @@ def test_text_that_gives_no_token_and_knobs_that_cannot_be_are_errors(scope64, s
             survey(Scope(bare, sae), corpus, SurveySpec(), tmp_path / "b")
     finally:
         bare.tokenizer.chat_template = template
-    for knob, value, why in (("top", 3, "an even number"), ("window", 200, "to 127"), ("tokens", 0, "from 1 up"),
+    for knob, value, why in (("top", 3, "an even number"), ("window", 200, "to 127"), ("tokens", 0, "from 1 to"),
                              ("bos", 1, "True or False"), ("checkpoint", -1, "from 0 up")):  # fmt: skip
         with pytest.raises(BadInput, match=f"{knob} is .*{why}"):
             SurveySpec(**{knob: value})
@@ -718,3 +720,19 @@ def test_a_scope_takes_labels_and_units_from_an_atlas(known, tmp_path):
     other = SparseAutoEncoder(D, 6, dtype=torch.float32, hook_point="model.embed_tokens")
     with pytest.raises(Mismatch, match="is of SAE"):
         Scope(scope.lm, other, atlas=atlas.folder)
+
+
+def test_the_command_writes_an_atlas_and_says_what_is_in_it(capsys, tmp_path):
+    written(tmp_path / "chats.jsonl", chats(12))
+    args = ["survey", "--corpus", str(tmp_path / "chats.jsonl"), "--to", str(tmp_path / "atlas"), "--json"]
+    for _ in range(2):  # the second time it is there
+        assert main([*args, "--log-tokens", "none", "--samples", "10"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        atlas = Atlas(tmp_path / "atlas")
+        assert told["tokens"] == atlas.about.tokens
+        assert told["documents in the log"] == told["documents"] == 12
+        assert told["dead"] == (atlas.column("fires") == 0).sum()
+        assert atlas.about.settings["samples"] == 10
+        assert (tmp_path / "atlas" / "recipe.toml").is_file()
+    assert main([*args, "--samples", "20"]) == 1
+    assert "of a survey with samples 10, not 20" in capsys.readouterr().err

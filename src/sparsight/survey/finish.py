@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,20 +63,18 @@ class Text:
         return np.cumsum(self.length) - self.length
 
     def tokens(self) -> Iterator[np.ndarray]:
-        maps = [np.fromfile(f / "tokens.bin", "<u4", 0) if not (f / "tokens.bin").stat().st_size
-                else np.memmap(f / "tokens.bin", "<u4", "r") for f in self.folders]  # fmt: skip
+        ids = [_mapped(folder / "tokens.bin", "<u4") for folder in self.folders]
         for part, first, length in zip(self.part, self.first, self.length, strict=True):
-            yield maps[part][first : first + length]
+            yield ids[part][first : first + length]
 
     def documents(self) -> Iterator[Document]:
-        files = [(folder / "documents.jsonl").open("rb") for folder in self.folders]
-        for number, (part, place, start) in enumerate(zip(self.part, self.place, self.start, strict=True)):
-            files[part].seek(place)
-            told = json.loads(files[part].readline())
-            roles = tuple((n, kind) for n, kind in told["roles"])
-            yield Document(number, int(start), told["length"], told["id"], told["source"], told["language"], roles)
-        for file in files:
-            file.close()
+        with ExitStack() as stack:
+            files = [stack.enter_context((folder / "documents.jsonl").open("rb")) for folder in self.folders]
+            for number, (part, place, start) in enumerate(zip(self.part, self.place, self.start, strict=True)):
+                files[part].seek(place)
+                told = json.loads(files[part].readline())
+                roles = tuple((n, kind) for n, kind in told["roles"])
+                yield Document(number, int(start), told["length"], told["id"], told["source"], told["language"], roles)
 
     def number(self, at: np.ndarray) -> np.ndarray:
         """The numbers of the documents at these places in the corpus."""
@@ -91,10 +90,11 @@ def write(
     chosen: Sequence[Chosen],
     weights: Directions,
     device: torch.device,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """The atlas and its log, from the parts' text and their states merged."""
+    """The atlas and its log, from the parts' text and their states merged. tell: hears how many features are done."""
     log = _log(folder, about, text, chosen)
-    made = Features(state, languages, weights, log, text, device)
+    made = Features(state, languages, weights, log, text, device, tell)
     write_atlas(folder, about, text.tokens(), text.documents(), made)
 
 
@@ -108,8 +108,7 @@ def _log(folder: Path, about: About, text: Text, chosen: Sequence[Chosen]) -> Ac
     documents = text.number(rows[:, 1])
     lengths = text.length[documents]
     firsts = np.cumsum(lengths) - lengths
-    raw = [np.memmap(f / "active.bin", ACTIVE, "r") if (f / "active.bin").stat().st_size else np.zeros(0, ACTIVE)
-           for f in text.folders]  # fmt: skip
+    raw = [_mapped(folder / "active.bin", ACTIVE) for folder in text.folders]
 
     def pieces() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for (_, _, _, start, count, part), first in zip(rows, firsts, strict=True):
@@ -121,6 +120,11 @@ def _log(folder: Path, about: About, text: Text, chosen: Sequence[Chosen]) -> Ac
     write_log(folder / LOG, survey, documents, text.start[documents], lengths, about.d_hidden,
               _sorted(pieces(), total, about.d_hidden))  # fmt: skip
     return ActivationLog(folder / LOG)
+
+
+def _mapped(path: Path, dtype: Any) -> np.ndarray:
+    """A file as an array; numpy does not map one that is empty."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def _sorted(pieces: Iterator[Sorted], total: int, features: int) -> Iterator[Sorted]:
@@ -155,24 +159,22 @@ class Features:
         log: ActivationLog | None,
         text: Text,
         device: torch.device,
+        tell: Callable[[int], None],
     ) -> None:
         state.top_tokens.settle()
         self.state, self.languages, self.weights, self.text = state, languages, weights, text
         self.coactive = list(coactive(log, state.spec.neighbours, device)) if log else [[]] * state.features
         self.near = [_pairs(*each) for each in zip(*(t.tolist() for t in weights.near), strict=True)]
         self.duplicates = duplicates(log, self.near) if log else {}
-        self.start = text.start
+        self.start, self.tell = text.start, tell
 
     def __iter__(self) -> Iterator[tuple[Statistics, list[Example]]]:
         for start in range(0, self.state.features, BLOCK):
             block = slice(start, min(start + BLOCK, self.state.features))
             counted = self._counted(block)
-            examples = self._examples(block)
-            for feature in range(block.start, block.stop):
-                yield (
-                    self._statistics(feature, {name: each[feature - start] for name, each in counted.items()}),
-                    (examples[feature - start]),
-                )
+            for row, examples in enumerate(self._examples(block)):
+                yield self._statistics(start + row, {name: each[row] for name, each in counted.items()}), examples
+            self.tell(block.stop)
 
     def _counted(self, block: slice) -> dict[str, Any]:
         """Columns of the state for some features, on the CPU."""
