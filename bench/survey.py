@@ -11,7 +11,8 @@ The dense way is that of SAEDashboard and sae_vis, written down here after their
 memory in blocks; for a batch of features the model runs over all of them again, the dense activations of those features
 on all tokens are kept, and from them the strongest windows, windows of each interval of activations, a histogram, the
 density, and the logit lens are taken feature by feature. It makes no positions, roles, languages, top tokens,
-documents, neighbours or log. Features per second of both, for all features of the SAE: the dense way's from a part of them.
+documents, neighbours or log. Features per second of both, for all features of the SAE: the dense way's from a part of
+them.
 """
 
 from __future__ import annotations
