@@ -42,7 +42,7 @@ class Filter:
     op: str = "="
 
     def __str__(self) -> str:
-        if isinstance(self.value, float):
+        if not isinstance(self.value, str):
             return f"{self.name}:{'' if self.op == '=' else self.op}{self.value!r}"
         plain = re.fullmatch(r'[^\s"]+', self.value)
         return f"{self.name}:{self.value if plain else quoted(self.value)}"
@@ -62,20 +62,11 @@ class Query:
         """From what somebody typed. Raises BadInput for a filter, or a value of one, that there is not."""
         if isinstance(words, Query):
             return words
-        text: list[str] = []
-        exact: list[str] = []
-        features: list[int] = []
-        filters: list[Filter] = []
-        for part in _parts(words):
-            if isinstance(part, Filter):
-                filters.append(part)
-            elif isinstance(part, int):
-                features.append(part)
-            elif part.startswith('"'):
-                exact.append(part[1:])
-            else:
-                text.append(part)
-        return cls(" ".join(text), *(tuple(dict.fromkeys(found)) for found in (exact, features, filters)))
+        parts = list(dict.fromkeys(part for part in _parts(words) if not isinstance(part, Word)))
+        text = " ".join(part for part in _parts(words) if isinstance(part, Word))
+        exact = tuple(part for part in parts if isinstance(part, str))
+        features = tuple(part for part in parts if isinstance(part, int))
+        return cls(text, exact, features, tuple(part for part in parts if isinstance(part, Filter)))
 
     def __str__(self) -> str:
         """Words that mean the same query."""
@@ -95,8 +86,12 @@ def quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+class Word(str):
+    """A word of the text; any other text stood between quotation marks."""
+
+
 def _parts(words: str) -> Iterator[Filter | int | str]:
-    """Filters, feature indices, exact texts (with a quotation mark before them) and words, as they come."""
+    """Filters, feature indices, exact texts and words, as they come."""
     at = 0
     while at < len(words):
         if words[at].isspace():
@@ -105,7 +100,7 @@ def _parts(words: str) -> Iterator[Filter | int | str]:
             found = QUOTED.match(words, at)
             at = found.end() if found else at + 1  # one that is never closed says nothing
             if found and found[1]:
-                yield '"' + _unescaped(found[1])
+                yield _unescaped(found[1])
         elif found := FEATURE.match(words, at):
             at = found.end()
             yield int(found[1])
@@ -115,7 +110,7 @@ def _parts(words: str) -> Iterator[Filter | int | str]:
         else:
             word = words[at:].split(maxsplit=1)[0]
             at += len(word)
-            yield word
+            yield Word(word)
 
 
 def _value(words: str, at: int) -> tuple[str, int]:
