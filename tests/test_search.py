@@ -15,10 +15,12 @@ from sparsight.atlas.about import About
 from sparsight.atlas.atlas import Atlas
 from sparsight.atlas.draft import write_atlas
 from sparsight.atlas.entries import Document, Example, Label, Score, Statistics
+from sparsight.atlas.naming import named
 from sparsight.atlas.query import FILTERS, NAMES, NUMBERS, Filter, Query
 from sparsight.atlas.search import neighbours, rerank, search
 from sparsight.atlas.vectors import SentenceModel
 from sparsight.errors import BadFile, BadInput, Missing, NoFeature
+from sparsight.scope.features import Features
 
 # ── what one types ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -441,3 +443,75 @@ def test_hits_are_put_into_the_order_of_another_text(atlas):
     hits = search(atlas, "#0 #1 #2 #3")
     assert next(h.feature for h in rerank(hits, "storm", Concepts())) == 2
     assert [h.feature for h in rerank(hits, "queens of the sea")] == [1, 3, 0, 2]
+
+
+# ── features by name ──────────────────────────────────────────────────────────────────────────────────────────────
+
+LABELS = {
+    3: "talks like a pirate", 5: "talks like a pirate (2)", 9: "pirates", 12: "a story of pirates, ships and the sea",
+    20: "small animals", 21: "small houses", 30: "weather", 31: "rain in the weather report", 40: "the word king",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "feature"),
+    [
+        ("Talks like a pirate", 3),  # an exact label, though another contains it
+        ("talks like a pirate (2)", 5),
+        ("talks like", 3),  # the second of a name is not meant by the name
+        ("weather", 30),
+        ("rain weather", 31),  # each word, in any order
+        ("king", 40),
+        ("pirate", 9),  # most of its label
+        ("story of pirates", 12),
+    ],
+)
+def test_a_feature_is_named_by_words_of_its_label(words, feature):
+    assert named(words, LABELS) == feature
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("small", r"Several features are labelled 'small': 20 \(small animals\), 21 \(small houses\). Name one by"),
+        ("red houses", r"No feature is labelled 'red houses'. Near it are: 21 \(small houses\)."),
+        ("dragons", "No feature is labelled 'dragons'. Labels there are: talks like a pirate, "),
+        ("", "No feature is labelled ''"),
+        (" the ", "Several features are labelled"),
+    ],
+)
+def test_words_that_could_mean_several_features_are_answered_by_candidates(words, says):
+    with pytest.raises(BadInput, match=says):
+        named(words, LABELS)
+
+
+@given(st.text(), st.dictionaries(st.integers(0, 50), st.text(min_size=1)))
+def test_whatever_the_words_a_feature_is_named_or_an_error_says_why(words, labels):
+    try:
+        index = named(words, labels)
+    except BadInput:
+        return
+    assert index in labels
+
+
+def test_what_a_human_named_is_preferred(atlas, sae):
+    atlas.add([Label(6, "talks like a pirate, says a reader", "human")])
+    assert named("pirate", atlas.texts(), atlas) == 6
+    features = Features(sae, atlas.texts(), atlas)
+    assert features["pirate"].index == features.edit("pirate=+0.6").feature.index == 6
+    with pytest.raises(BadInput, match="Several"):
+        named("pirate", atlas.texts())
+
+
+def test_meaning_names_a_feature_only_where_the_atlas_was_searched_by_meaning(atlas, monkeypatch):
+    monkeypatch.setattr("sparsight.atlas.naming.default_embedder", Concepts)
+    with pytest.raises(BadInput, match="No feature is labelled 'buccaneer'. Labels there are"):
+        named("buccaneer", atlas.texts(), atlas)
+    search(atlas, "storm", embedder=Concepts())
+    assert named("buccaneer", atlas.texts(), atlas) == 0
+    assert named("pirate", atlas.texts(), atlas) == 0
+    with pytest.raises(BadInput, match="No feature is labelled 'buccaneer boat'. Near it are: "):
+        named("buccaneer boat", atlas.texts(), atlas)
+    monkeypatch.setattr("sparsight.atlas.naming.default_embedder", lambda: None)
+    with pytest.raises(BadInput, match="Labels there are"):
+        named("buccaneer", atlas.texts(), atlas)

@@ -118,8 +118,8 @@ def rerank(hits: Iterable[Hit], text: str, embedder: Embedder | None = None) -> 
     """The same hits, those first whose labels are nearest to a text; without an embedder, that share most words."""
     found = list(hits)
     if embedder is None:
-        wanted = {word.lower() for word in _words(text)}
-        scores = [len(wanted & {word.lower() for word in _words(hit.text)}) / max(len(wanted), 1) for hit in found]
+        wanted = {word.lower() for word in said_words(text)}
+        scores = [len(wanted & {word.lower() for word in said_words(hit.text)}) / max(len(wanted), 1) for hit in found]
     else:
         vectors = embedder.embed([text, *(hit.text for hit in found)])
         scores = [
@@ -156,7 +156,7 @@ def _by_text(
 
 def _by_words(atlas: Atlas, text: str, allowed: np.ndarray | None) -> list[int]:
     """By bm25. Where a human has spoken of a feature, only what he said counts."""
-    match = " OR ".join(f'"{word}"' for word in _words(text)[:WORDS])
+    match = " OR ".join(f'"{word}"' for word in said_words(text)[:WORDS])
     if not match:
         return []
     limit = 2 * DEEP if allowed is None else -1
@@ -176,7 +176,7 @@ ORDER BY found.place, found.feature
 def _by_own_words(atlas: Atlas, text: str, ids_of: IdsOf) -> list[int]:
     """By how much of its activity a feature has on the words of a text, however they are written."""
     total: dict[int, float] = {}
-    for word in _words(text)[:WORDS]:
+    for word in said_words(text)[:WORDS]:
         best: dict[int, float] = {}
         for form in dict.fromkeys((word, word.lower(), word.capitalize())):
             single = [ids for ids in ids_of(form) if len(ids) == 1]
@@ -229,7 +229,7 @@ def _best(values: np.ndarray, k: int) -> np.ndarray:
     return some[np.lexsort((some, -values[some]))]
 
 
-def _words(text: str) -> list[str]:
+def said_words(text: str) -> list[str]:
     """The words that say something; all of them where none does. Letters and digits only: nothing that FTS5 obeys."""
     words = re.findall(r"\w+", text)
     return [word for word in words if word.lower() not in FILLERS] or words
