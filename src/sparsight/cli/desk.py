@@ -14,6 +14,7 @@ from sparsight.cli.features import features
 from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
 from sparsight.cli.options import Verbs
 from sparsight.cli.recipes import recipes
+from sparsight.cli.survey import survey
 from sparsight.cli.talk import chat, demo, doctor, info, read
 from sparsight.errors import SparsightError
 
@@ -36,6 +37,7 @@ for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, 
     cli.add_command(verb)
 cli.add_command(features)
 cli.add_command(train_plot, "train plot")
+cli.add_command(survey)
 
 
 def main(args: Sequence[str] | None = None) -> int:
