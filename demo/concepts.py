@@ -205,32 +205,41 @@ def read(scope, documents: Sequence[truth.Coded], ways: Sequence[Callable]) -> l
 
 
 def truth_of(name: str, concept: Concept, units: Iterable[Unit]) -> np.ndarray:
-    """Of each unit: 1 of the concept, 0 not, -1 neither."""
+    """Of each unit: 1 of the concept, 0 not, -1 neither: what is no story, where it is about stories."""
     if not concept.words:
         return np.array([int(name in unit.names) for unit in units])
     pattern = re.compile(rf"\b({'|'.join(concept.words.split())})\b", re.IGNORECASE)
-    counts = [len(pattern.findall(unit.text)) if unit.text else 0 for unit in units]
+    counts = [len(pattern.findall(unit.text)) if unit.text else 1 for unit in units]
     return np.array([1 if count >= MENTIONS else 0 if not count else -1 for count in counts])
 
 
-def aucs(values: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """[feature]: by the rank sums of Mann and Whitney."""
-    values, positive = values[true >= 0].astype(np.float32), true[true >= 0] == 1
+def ranked(values: np.ndarray) -> np.ndarray:
+    """[unit, feature]: each unit's rank by each feature, from 1; ties share theirs."""
+    parts = np.array_split(values.astype(np.float32), 16, axis=1)
+    return np.concatenate([rankdata(part, axis=0).astype(np.float32) for part in parts], axis=1)
+
+
+def aucs(values: np.ndarray, true: np.ndarray, ranks: np.ndarray | None = None) -> np.ndarray:
+    """[feature]: by the rank sums of Mann and Whitney. ranks: of all units, where all of them count."""
+    positive = true[true >= 0] == 1
     ones, zeros = positive.sum(), (~positive).sum()
-    ranks = np.concatenate([rankdata(part, axis=0) for part in np.array_split(values, 16, axis=1)], axis=1)
-    return (ranks[positive].sum(0) - ones * (ones + 1) / 2) / (ones * zeros)
+    if ranks is None or (true < 0).any():
+        ranks = ranked(values[true >= 0])
+    return (ranks[positive].sum(0, dtype=np.float64) - ones * (ones + 1) / 2) / (ones * zeros)
 
 
 def measured(concepts: dict[str, Concept], train, held_out) -> tuple[dict, dict]:
     """({name: the entry of a concept that features detect}, {name: why another is left out})."""
     kept, left = {}, {}
+    of_all = [None if any(one.words for one in concepts.values()) else ranked(v) for _, v in (train, held_out)]
     for name, concept in concepts.items():
         true = [truth_of(name, concept, units) for units, _ in (train, held_out)]
         sizes = [int((one == 1).sum()) for one in true]
         if min(sizes) < FEWEST:
             left[name] = f"{sizes[0]} units to choose by, {sizes[1]} held out"
             continue
-        chosen, tested = (aucs(values, one) for (_, values), one in zip((train, held_out), true, strict=True))
+        parts = zip((train, held_out), true, of_all, strict=True)
+        chosen, tested = (aucs(values, one, ranks) for (_, values), one, ranks in parts)
         near = np.flatnonzero(chosen >= chosen.max() - NEAR)
         right = sorted((int(f) for f in near if tested[f] >= ENOUGH), key=lambda f: (-chosen[f], f))
         best = int(chosen.argmax())
@@ -261,7 +270,7 @@ def main() -> None:
         keep(result, group, *measured(concepts, read_parts[0][way], read_parts[1][way]))
     del read_parts
     if arguments.sgd:
-        said = [truth.code(dialogues(path)[: arguments.training // 4], core) for path in arguments.sgd]
+        said = [truth.code(dialogues(path)[: arguments.training // 8], core) for path in arguments.sgd]
         keep(result, "service", *measured(SERVICES, *(read(scope, part, (turns,))[0] for part in said)))
     write_json(arguments.out, result)
     print(f"{len(result['concepts'])} concepts, {len(result['left_out'])} left out: {result['left_out']}")

@@ -54,7 +54,7 @@ def test_units_are_replies_documents_and_turns_without_the_templates_tokens(core
 def test_a_story_is_about_what_it_mentions_three_times_and_not_about_what_it_never_does():
     texts = ["A dog saw a dog. Dogs bark.", "A dog and a cat.", "Hotdogs!", ""]
     units = [Unit(frozenset({"story"}), text) for text in texts]
-    assert concepts.truth_of("dog", STORIES["dog"], units).tolist() == [1, -1, 0, 0]
+    assert concepts.truth_of("dog", STORIES["dog"], units).tolist() == [1, -1, 0, -1]
     assert concepts.truth_of("french", DOCUMENTS["french"], [Unit(frozenset({"french"})), units[0]]).tolist() == [1, 0]
 
 
@@ -65,6 +65,8 @@ def test_auc_is_the_chance_that_one_of_the_concept_has_more_of_the_feature():
         ones, zeros = (values[true == kind, feature].astype(float) for kind in (1, 0))
         pairs = [float(a > b) + 0.5 * float(a == b) for a in ones for b in zeros]
         assert auc == pytest.approx(np.mean(pairs))
+    every = (true == 1).astype(int)
+    assert concepts.aucs(values, every, concepts.ranked(values)) == pytest.approx(concepts.aucs(values, every))
 
 
 def test_features_that_detect_a_concept_are_chosen_on_one_part_and_measured_on_the_other():
