@@ -37,7 +37,7 @@ CHOICES: dict[tuple[str, ...], float] = {  # parts: AUC that they must be better
 }
 TOKENS_SHARE = 0.3  # of what is judged: telling firing tokens from silent ones; the rest: telling windows
 RIDGE = 1.0
-STEPS = 8
+STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -91,45 +91,52 @@ def fit(features: Float[np.ndarray, "part token"], fires: np.ndarray) -> tuple[f
     """Logistic regression of firing, with a ridge; bias and weights. A part that would count against itself counts
     nothing."""
     base, weights = float(logit(fires.mean())), np.zeros(len(features))
-    kept = np.arange(len(features))
+    spread = features.std(1)
+    kept = np.nonzero(spread > 0)[0]
     while len(kept):
-        found = _newton(np.concatenate([np.ones((1, features.shape[1])), features[kept]]), fires.astype(float), base)
+        x = np.concatenate([np.ones((1, features.shape[1])), features[kept] / spread[kept, None]])
+        found = _newton(x, fires.astype(np.float64), base)
         if (found[1:] >= 0).all():
-            weights[kept] = found[1:]
+            weights[kept] = found[1:] / spread[kept]
             return float(found[0]), weights
         kept = kept[found[1:] >= 0]
     return base, weights
 
 
 def _newton(x: np.ndarray, y: np.ndarray, base: float) -> np.ndarray:
-    found = np.concatenate([[base], np.ones(len(x) - 1) / max(len(x) - 1, 1)])
+    """Steps are bounded: where firing can be told without error, the odds have no maximum."""
+    found = np.concatenate([[base], np.zeros(len(x) - 1)])
     ridge = RIDGE * np.eye(len(x))
     ridge[0, 0] = 1e-3
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-np.clip(found @ x, -30, 30)))
-        slope = x @ (y - p) - ridge @ found
-        found = found + np.linalg.solve((x * (p * (1 - p))) @ x.T + ridge, slope)
-        found[1:] = np.clip(found[1:], -5, 5)
+        step = np.linalg.solve((x * (p * (1 - p))) @ x.T + ridge, x @ (y - p) - ridge @ found)
+        found = found + np.clip(step, -2, 2)
+        if abs(step).max() < 0.01:
+            break
     return found
 
 
 def measured(sheet: Sheet, score: Float[np.ndarray, " token"]) -> tuple[float, float]:
     """Detection and fuzzing of a score of each token; one half where there is nothing to tell."""
     peaks = np.maximum.reduceat(score, sheet.first)
-    detection = auc(peaks[sheet.fires_in], peaks[~sheet.fires_in])
-    inside = sheet.fires_in[sheet.window]
-    found = [each for each in by_window(sheet, score, inside) if not np.isnan(each)]
-    return detection, float(np.mean(found)) if found else 0.5
+    found = by_window(sheet, score)
+    found = found[~np.isnan(found)]
+    return auc(peaks[sheet.fires_in], peaks[~sheet.fires_in]), float(found.mean()) if len(found) else 0.5
 
 
-def by_window(sheet: Sheet, score: np.ndarray, inside: np.ndarray) -> list[float]:
-    """The AUC of telling firing tokens from silent ones, of each window where both are; in order of the windows."""
-    out = []
-    ends = np.append(sheet.first[1:], len(sheet))
-    for number in np.nonzero(sheet.fires_in)[0]:
-        here = slice(sheet.first[number], ends[number])
-        fires = sheet.fires[here]
-        out.append(auc(score[here][fires], score[here][~fires]))
-    return out
-
-
+def by_window(sheet: Sheet, score: Float[np.ndarray, " token"]) -> Float[np.ndarray, " window"]:
+    """The AUC of telling firing tokens from silent ones, within each window; NaN where only one sort is."""
+    windows = len(sheet.windows)
+    order = np.lexsort((score, sheet.window))
+    mine, sorted_ = sheet.window[order], score[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(mine) != 0) | (np.diff(sorted_) != 0)
+    tied = new.cumsum() - 1
+    size = np.bincount(tied)
+    rank = (np.nonzero(new)[0] + (size - 1) / 2)[tied] - sheet.first[mine]  # of equals the mean, from 0
+    fires = sheet.fires[order]
+    n, silent = np.bincount(mine, fires, windows), np.bincount(mine, ~fires, windows)
+    above = np.bincount(mine, rank * fires, windows) - n * (n - 1) / 2
+    pairs = n * silent
+    return np.divide(above, pairs, out=np.full(windows, np.nan), where=pairs > 0)

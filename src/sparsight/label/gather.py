@@ -22,15 +22,13 @@ from sparsight.atlas.entries import Example, Statistics
 from sparsight.label.evidence import Evidence, HeldOut, Why, Window
 from sparsight.label.pieces import Pieces
 from sparsight.label.spec import LabelSpec
-from sparsight.label.words import words_before
-from sparsight.records import ROLES, Kind
+from sparsight.label.words import role_of, words
 
 DRAWN = 6  # places that are drawn for each silent window, as many will not do
 NEIGHBOURS = 6  # of the nearest by decoder cosine
 BACKGROUND = 3_000  # windows that words are counted in
 SHARES = (("near miss", 0.25), ("neighbour", 0.25))
 LEAST_LIKELY_SILENT = 0.9  # without a log: the chance that a random window is silent, at least
-NAMED = (("template", Kind.TEMPLATE | Kind.BOS), *ROLES.items(), ("text", Kind.TEXT))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +75,8 @@ class Gatherer:
         windows = [self._window(at, why, firing) for why, ats in (("top", top), ("sample", fair)) for at in ats]
         windows.sort(key=lambda w: -max(w.values))
         fires = max(statistics.fires, 1)
-        words = [(id, n / fires) for id, n in statistics.top_tokens]
-        texts = [self.pieces.texts(p) for p in (statistics.top_logits, statistics.bottom_logits, words)]
+        spoken = [(id, n / fires) for id, n in statistics.top_tokens]
+        texts = [self.pieces.texts(p) for p in (statistics.top_logits, statistics.bottom_logits, spoken)]
         silent = self._silent(statistics, firing, windows, False, self.spec.silent, rng)
         return Evidence(feature, statistics, tuple(windows), silent, *texts, self.roles, self.spoken)
 
@@ -96,9 +94,11 @@ class Gatherer:
         counts: Counter[str] = Counter()
         places = self._random(False, BACKGROUND, rng) if len(self._half(False).documents) else []
         for at in places:
-            lo = max(int(at) - self.spec.before, int(self.starts[self.atlas.document_of(int(at))]))
-            pieces = self.pieces(self.atlas.tokens[lo : int(at) + 1].tolist())
-            counts.update(set(words_before(pieces, len(pieces) - 1)))
+            number = self.atlas.document_of(int(at))
+            start = int(self.starts[number])
+            lo, hi = max(int(at) - self.spec.before, start), int(at) + 1
+            roles = self._kinds(number)[lo - start : hi - start].tolist()
+            counts.update({word for _, word in words(self.pieces(self.atlas.tokens[lo:hi].tolist()), roles)})
         return {word: n / len(places) for word, n in counts.items() if n > 1}
 
     # ── where it fires ───────────────────────────────────────────────────────────────────────────────────────────
@@ -279,8 +279,3 @@ class Gatherer:
             if language is not None:
                 counts[language] += length
         return {language: n / max(int(self.lengths.sum()), 1) for language, n in counts.items()}
-
-
-def role_of(kind: int) -> str:
-    """The role that a token counts for: what the template adds is nobody's."""
-    return next((name for name, bits in NAMED if kind & bits), "text")

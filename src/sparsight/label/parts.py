@@ -101,13 +101,13 @@ def ngrams(sheet: Sheet) -> Part:
         score = counts.left_out(score)
         coarser = by_token[shown]
         whole = counts.whole(coarser)
-        told = logit(whole) - logit(coarser)
-        room = sheet.first[sheet.window[shown]] + n - 1 <= np.array(shown)  # as long as it says it is
+        weights = logit(whole)
+        told = weights - logit(coarser)
+        at = np.array(shown)
+        room = sheet.first[sheet.window[at]] + n - 1 <= at  # as long as it says it is
         by_token = whole[keys.of]
-        found += [
-            (abs(told[i]) * np.sqrt(counts.all[i]), n, shown[i], float(logit(whole[i]) - logit(base)))
-            for i in np.nonzero(room & (abs(told) > 0.1))[0]
-        ]
+        matter, weights = (abs(told) * np.sqrt(counts.all)).tolist(), (weights - logit(base)).tolist()
+        found += [(matter[i], n, shown[i], weights[i]) for i in np.nonzero(room & (abs(told) > 0.1))[0].tolist()]
     found.sort(key=lambda one: (-one[0], one[1], one[2]))
     tables["ngrams"] = {tuple(sheet.pieces[at + 1 - n : at + 1]): w for _, n, at, w in found[: KEPT["ngrams"]]}
     return Part(logit(score) - logit(base), tables)

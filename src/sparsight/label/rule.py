@@ -17,7 +17,7 @@ from typing import Any
 
 from sparsight.errors import BadFile
 from sparsight.label.evidence import Window
-from sparsight.label.words import folded, places, shape, spans
+from sparsight.label.words import folded, places, shape, words
 
 TABLES = ("folded", "shapes", "words", "places", "next", "languages")
 LONGEST = 3  # tokens of an n-gram
@@ -70,7 +70,7 @@ class Rule:
             after = [self.next.get(folded(piece), 0.0) for piece in pieces[1:]]
             scores = [score + weight for score, weight in zip(scores, [*after, 0.0], strict=True)]
         if self.words:
-            self._add_words(pieces, scores)
+            self._add_words(window, scores)
         return [1 / (1 + math.exp(-max(min(score, 50.0), -50.0))) for score in scores]
 
     def _ngram(self, pieces: tuple[str, ...], at: int) -> float:
@@ -79,12 +79,11 @@ class Rule:
                 return weight
         return self.folded.get(folded(pieces[at]), 0.0)
 
-    def _add_words(self, pieces: tuple[str, ...], scores: list[float]) -> None:
+    def _add_words(self, window: Window, scores: list[float]) -> None:
         """Each known word counts from its last token on, once."""
         seen: set[str] = set()
-        for first, stop in spans(pieces):
-            word = "".join(pieces[first:stop]).strip().casefold()
+        for last, word in words(window.pieces, window.roles):
             if (weight := self.words.get(word)) is not None and word not in seen:
                 seen.add(word)
-                for i in range(stop - 1, len(scores)):
+                for i in range(last, len(scores)):
                     scores[i] += weight

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sparsight.label.evidence import Window
-from sparsight.label.words import folded, places, shape, spans
+from sparsight.label.words import folded, places, shape, words
 
 
 class Keys:
@@ -85,16 +85,15 @@ class Sheet:
     @cached_property
     def words(self) -> tuple[Int[np.ndarray, "occurrence 2"], list[str]]:
         """(window's number and token where it ends) of each word's first occurrence in each window, and which word
-        that is, in lower case. What has no letter is no word."""
+        that is, in lower case."""
         at: list[tuple[int, int]] = []
         which: list[str] = []
         for number, (window, first) in enumerate(zip(self.windows, self.first.tolist(), strict=True)):
             seen: set[str] = set()
-            for start, stop in spans(window.pieces):
-                word = "".join(window.pieces[start:stop]).strip().casefold()
-                if word[:1].isalpha() and word not in seen:
+            for last, word in words(window.pieces, window.roles):
+                if word not in seen:
                     seen.add(word)
-                    at.append((number, first + stop - 1))
+                    at.append((number, first + last))
                     which.append(word)
         return np.array(at, np.int64).reshape(-1, 2), which
 
