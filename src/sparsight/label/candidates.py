@@ -80,6 +80,7 @@ def _candidate(sheet: Sheet, parts: Mapping[str, Part], cost: float) -> Candidat
     detection, fuzzing = measured(sheet, score)
     tables: dict[str, dict] = {}
     for part, weight in zip(parts.values(), weights.tolist(), strict=True):
+        bias += weight * part.zero
         for name, entries in part.tables.items() if weight > 0 else ():
             tables[name] = {key: weight * value for key, value in entries.items()}
     sure = parts["words"].sure if "words" in parts else {}

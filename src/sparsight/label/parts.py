@@ -28,10 +28,11 @@ FEW = 16  # entries of any other table
 @dataclass(frozen=True)
 class Part:
     """score: log-odds of each token over the base rate, its document left out. tables: what a Rule has by these names,
-    with the same zero."""
+    over zero: the log-odds of what is in no table, which is those of most tokens."""
 
     score: Float[np.ndarray, " token"]
     tables: dict[str, dict[Any, float]]
+    zero: float = 0.0
     sure: Mapping[str, float] = field(default_factory=dict)  # of words: standard errors from zero
 
 
@@ -69,8 +70,9 @@ def table(sheet: Sheet, keys: Keys, name: str, unknown: str | None = None) -> Pa
     if unknown in keys.names:
         silent = keys.names.index(unknown)
         score[keys.of == silent] = weights[silent] = 0.0
-    kept = _strongest(weights, counts.all, KEPT.get(name, FEW))
-    return Part(score, {name: {str(keys.names[i]): float(weights[i]) for i in kept}})
+    zero = _usual(weights, counts.all)
+    kept = _strongest(weights - zero, counts.all, KEPT.get(name, FEW))
+    return Part(score, {name: {str(keys.names[i]): float(weights[i] - zero) for i in kept}}, zero)
 
 
 def ngrams(sheet: Sheet) -> Part:
@@ -92,6 +94,8 @@ def ngrams(sheet: Sheet) -> Part:
     score = counts.left_out(np.full(len(sheet), base))
     whole = counts.whole(np.full(len(names), base))
     folded = logit(whole) - logit(base)
+    zero = _usual(folded, counts.all)
+    folded -= zero
     tables: dict[str, dict[Any, float]] = {
         "folded": {names[i]: float(folded[i]) for i in _strongest(folded, counts.all, KEPT["folded"])}
     }
@@ -106,11 +110,11 @@ def ngrams(sheet: Sheet) -> Part:
         at = np.array(shown)
         room = sheet.first[sheet.window[at]] + n - 1 <= at  # as long as it says it is
         by_token = whole[keys.of]
-        matter, weights = (abs(told) * np.sqrt(counts.all)).tolist(), (weights - logit(base)).tolist()
+        matter, weights = (abs(told) * np.sqrt(counts.all)).tolist(), (weights - logit(base) - zero).tolist()
         found += [(matter[i], n, shown[i], weights[i]) for i in np.nonzero(room & (abs(told) > 0.1))[0].tolist()]
     found.sort(key=lambda one: (-one[0], one[1], one[2]))
     tables["ngrams"] = {tuple(sheet.pieces[at + 1 - n : at + 1]): w for _, n, at, w in found[: KEPT["ngrams"]]}
-    return Part(logit(score) - logit(base), tables)
+    return Part(logit(score) - logit(base), tables, zero)
 
 
 def words(sheet: Sheet, background: Mapping[str, float]) -> Part:
@@ -143,6 +147,7 @@ def words(sheet: Sheet, background: Mapping[str, float]) -> Part:
     return Part(
         score,
         {"words": {str(keys.names[i]): float(delta[i]) for i in kept}},
+        0.0,
         {str(keys.names[i]): float(sure[i]) for i in kept if delta[i] > 0},
     )
 
@@ -152,6 +157,13 @@ def _log_odds(yes: Any, of: Any, no: Any, of_no: Any) -> tuple[np.ndarray, np.nd
     has, lacks, had, lacked = yes + PSEUDO, of - yes + PSEUDO, no + PSEUDO, of_no - no + PSEUDO
     delta = np.log(has / lacks) - np.log(had / lacked)
     return delta, delta / np.sqrt(1 / has + 1 / lacks + 1 / had + 1 / lacked)
+
+
+def _usual(weights: np.ndarray, counts: np.ndarray) -> float:
+    """The weight of the median token."""
+    order = np.argsort(weights, kind="stable")
+    half = np.searchsorted(counts[order].cumsum(), counts.sum() / 2)
+    return float(weights[order[half]])
 
 
 def _strongest(weights: np.ndarray, counts: np.ndarray, number: int) -> list[int]:

@@ -13,11 +13,13 @@ ONE = 0.7  # of its weight on one token: that token's feature
 MOST = 0.75  # of its weight on a few words: those words' feature
 SCATTERED = 0.4  # of its weight on a few words: where what the text is about tells too, that alone is said
 FEW = 5  # words that are named
-COMMON = 0.15  # of windows that have a word: it says nothing about what a text is about
+COMMON = 0.04  # of windows that have a word: it says nothing about what a text is about
+SURE = 2.2  # standard errors of a word's log-odds, for it to be named
 MARKS = {
     ".": "full stops", ",": "commas", "?": "question marks", "!": "exclamation marks", ":": "colons", ";": "semicolons",
     '"': "quotation marks", "'": "apostrophes", "-": "hyphens", "(": "opening brackets", ")": "closing brackets",
 }  # fmt: skip
+ENDINGS = ("", "s", "es", "d", "ed", "ing", "er", "ers", "y", "ly", "n", "en")
 PLAIN = ("lower case", "space")  # looks that tell nothing
 SHAPES = {
     "number": "numbers", "CAPITALS": "words in capitals", "Capitalised": "capitalised words", "punctuation":
@@ -40,12 +42,14 @@ def sentence(
         said, kind = looks, "format"
     elif "next" in parts:
         said, kind = f"says {listed(strongest(chosen.rule.next, facts.next))} next", "output"
+        if few := [one.word for one in facts.tokens[:3] if one.share >= 0.08]:
+            said += f", after {listed(few)}"
     elif "places" in parts:
         said, kind = turn(facts)
     elif "languages" in parts:
         said, kind = f"{facts.languages[0][0]} text", "language"
     else:
-        return f"text about {', '.join(about)}" if about else "", "context"
+        return f"text about {', '.join(about)}" if about else f"text with words such as {listed(manner(chosen))}", "context"
     if "places" in parts and kind not in ("role", "position"):
         said += f" in {turn(facts)[0]}"
     if "next" in parts and kind != "output" and (after := strongest(chosen.rule.next, facts.next)):
@@ -63,7 +67,7 @@ def named_share(
     if parts & {"ngrams", "folded"}:
         shares.append(sum(one.share for one in facts.tokens[:FEW]))
     if "words" in parts:
-        few = set(topic(chosen, facts, background))
+        few = set(topic(chosen, facts, background)) or set(manner(chosen) if parts == {"words"} else ())
         peaks = [max(w.values) for w in evidence.firing]
         has = [any(at <= w.focus and word in few for at, word in words(w.pieces, w.roles)) for w in evidence.firing]
         shares.append(sum(peak for peak, yes in zip(peaks, has, strict=True) if yes) / sum(peaks))
@@ -84,21 +88,23 @@ def on_tokens(facts: Profile, with_context: bool) -> tuple[str, str]:
     """Of a feature that a token, or a few, tell."""
     first = facts.tokens[0]
     if first.share >= ONE:
-        phrase = _phrase(first) if with_context else None
-        return (phrase, "phrase") if phrase else (named(first), "single token")
+        return _in_phrase(first) if with_context else (named(first), "single token")
     few, covered = [], 0.0
     for one in facts.tokens[:FEW]:
+        if covered >= MOST or (len(few) > 1 and one.share < 0.03):
+            break
         few.append(one)
         covered += one.share
-        if covered >= MOST:
-            break
     words = list(dict.fromkeys(one.word for one in few))
     if len(words) == 1:
         return named(first), "single token"
     if stem := _stem(words):
         return f"forms of “{stem}”: {', '.join(words)}", "word family"
-    if len({one.shape for one in few}) == 1 and few[0].shape in ("punctuation", "number", "line break", "special"):
+    looks = {one.shape for one in few}
+    if len(looks) == 1 and few[0].shape in ("punctuation", "number", "special"):
         return f"{SHAPES[few[0].shape]}: {' '.join(readable(word) for word in words)}", "format"
+    if facts.shapes[0][0] == "number" and facts.shapes[0][1] >= MOST:
+        return "numbers", "format"
     if covered >= MOST:
         return listed(words), "words"
     return f"words such as {', '.join(readable(word) for word in words)}", "words"
@@ -137,11 +143,17 @@ def turn(facts: Profile) -> tuple[str, str]:
 
 
 def topic(chosen: Candidate, facts: Profile, background: Mapping[str, float]) -> list[str]:
-    """Words that tell what a text is about: the surest of the rule's, rare ones first."""
+    """Words that tell what a text is about, the surest of the rule's; none where these are too few."""
     spoken = {one.word for one in facts.tokens if one.share > 0.2} if len(chosen.parts) > 1 else set()
-    sure = [word for word in sorted(chosen.sure, key=lambda w: (-chosen.sure[w], w)) if word not in spoken]
-    rare = [word for word in sure if background.get(word, 0.0) < COMMON and len(word) > 1]
-    return (rare or sure)[:FEW]
+    found = [word for word, sure in chosen.sure.items() if sure >= SURE and len(word) > 2 and word not in spoken
+             and background.get(word, 0.0) < COMMON]  # fmt: skip
+    found.sort(key=lambda word: (-chosen.sure[word], word))
+    return found[:FEW] if len(found) > 1 else []
+
+
+def manner(chosen: Candidate) -> list[str]:
+    """Where no rare word tells what a text is about: the surest words of all."""
+    return sorted(chosen.sure, key=lambda word: (-chosen.sure[word], word))[:FEW]
 
 
 def strongest(weights: Mapping[str, float], seen: Sequence[tuple[str, float]]) -> list[str]:
@@ -167,19 +179,23 @@ def _looks(facts: Profile) -> list[tuple[str, float]]:
     return found if sum(share for _, share in found) >= 0.5 else []
 
 
-def _phrase(one: Spoken) -> str | None:
-    """The token with what stands before it, where that is told by a word or three."""
+def _in_phrase(one: Spoken) -> tuple[str, str]:
+    """The token with what stands before it, where that is told by a word or three; else the token."""
     (word, share), *more = one.before or [("", 0.0)]
-    if word and share >= 0.6:
-        return f"the phrase “{readable(word)} {readable(one.word)}”"
-    few = [text for text, each in [(word, share), *more][:3] if each >= 0.1 and text]
+    if word and share >= 0.6 and word[-1:].isalnum() and one.word[:1].isalnum():
+        return f"the phrase “{readable(word)} {readable(one.word)}”", "phrase"
+    few = [text for text, each in [(word, share), *more][:3] if each >= 0.1 and text.strip()]
     if few and sum(each for text, each in one.before if text in few) >= 0.6:
-        return f"{named(one)} after {listed(few)}"
-    return None
+        return f"{named(one)} after {listed(few)}", "phrase"
+    return named(one), "single token"
 
 
 def _stem(words: Sequence[str]) -> str | None:
-    """What several words begin with alike, if that is most of each."""
-    least = min(words, key=len)
+    """What several words are forms of: the shortest, or what most of each begins with alike."""
+    least, longest = min(words, key=len), max(map(len, words))
+    if not all(word.isalpha() for word in words):
+        return None
+    if len(least) > 2 and all(w.startswith(least) and w[len(least) :].removeprefix(least[-1]) in ENDINGS for w in words):
+        return least
     n = next((i for i, c in enumerate(least) if any(w[i] != c for w in words)), len(least))
-    return least[:n] if n >= 3 and n >= 0.6 * max(map(len, words)) and least.isalpha() else None
+    return least[:n] if n >= 4 and n >= 0.7 * longest else None
