@@ -247,6 +247,6 @@ def _on_own_gpu(model: Any) -> Any:
 
 def _first() -> bool:
     """Whether this is the only process, or the first of those that torchrun started."""
-    from sparsight.harvest.ranks import place
+    from sparsight.corpus.ranks import place
 
     return place()[0] == 0
