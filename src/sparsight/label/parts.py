@@ -21,7 +21,7 @@ SHRINK = 2.0  # tokens that the coarser table counts for
 PRIOR = 60.0  # windows of the text at large that the silent ones are mixed with
 PSEUDO = 0.3  # windows with and without each word, that nobody saw
 SURE = 1.8  # standard errors that a word's log-odds are from zero, at least
-KEPT = {"ngrams": 40, "folded": 40, "words": 30, "next": 20}
+KEPT = {"ngrams": 60, "folded": 60, "words": 30, "next": 30}
 FEW = 16  # entries of any other table
 
 
