@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from sparsight import __version__
+from sparsight.cli.label import label
 from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
 from sparsight.cli.options import Verbs
 from sparsight.cli.recipes import recipes
@@ -34,6 +35,7 @@ def cli(ctx: click.Context) -> None:
 for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, convert):
     cli.add_command(verb)
 cli.add_command(train_plot, "train plot")
+cli.add_command(label)
 
 
 def main(args: Sequence[str] | None = None) -> int:

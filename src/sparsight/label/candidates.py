@@ -1,5 +1,5 @@
-"""Which rule tells where a feature fires: every sensible choice of parts, judged on the windows that a labeller is shown,
-each document as if it had not been seen. The simplest of the best wins.
+"""Which rule tells where a feature fires: every sensible choice of parts, judged on the windows that a labeller is
+shown, each document as if it had not been seen. The simplest of the best wins.
 """
 
 from __future__ import annotations

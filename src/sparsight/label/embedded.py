@@ -1,5 +1,5 @@
-"""The labeller that asks nobody: deterministic, offline. It finds the rule that best tells where a feature fires on what
-it is shown, and says that rule in a short sentence; where none tells, it says that it is unclear.
+"""The labeller that asks nobody: deterministic, offline. It finds the rule that best tells where a feature fires on
+what it is shown, and says that rule in a short sentence; where none tells, it says that it is unclear.
 
 The decision list of what a feature can be is the one that language models are given to label by (Neuronpedia's
 np_max-act-logits: same token, what follows, what is made likelier, context), made executable.
@@ -34,7 +34,7 @@ class EmbeddedLabeller:
 
     method, model = "embedded", ""
 
-    def __init__(self, background: Mapping[str, float], unclear_below: float = 0.65) -> None:
+    def __init__(self, background: Mapping[str, float], unclear_below: float = 0.6) -> None:
         self.background, self.unclear_below = background, unclear_below
         settings = [VERSION, unclear_below, list(map(list, candidates.CHOICES)), parts.SHRINK, parts.PRIOR]
         self.prompt = hashlib.blake2b(json.dumps(settings).encode(), digest_size=4).hexdigest()

@@ -1,5 +1,5 @@
-"""Label the features of an atlas and score the labels, a few features at a time, each written down when it is done: a run
-that was killed goes on where it was, and asks nobody twice.
+"""Label the features of an atlas and score the labels, a few features at a time, each written down when it is done: a
+run that was killed goes on where it was, and asks nobody twice.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 from sparsight.atlas.atlas import Atlas
 from sparsight.atlas.entries import Label
-from sparsight.atlas.log import open_log
 from sparsight.atlas.labelled import labelled, labelled_by
+from sparsight.atlas.log import open_log
 from sparsight.errors import NoFeature
 from sparsight.label.evidence import Evidence
 from sparsight.label.gather import Gatherer
@@ -82,7 +82,7 @@ def label(
     work = Work(atlas, tokenizer, spec, log, labeller, judge)
     started, made, unsaid = time.monotonic(), [], 0
     with ExitStack() as stack:
-        for group, found in _groups(work, todo, spec, stack):
+        for found in _groups(work, todo, spec, stack):
             atlas.add(one for one in found if one is not None)
             made += [one for one in found if one is not None]
             unsaid += found.count(None)
@@ -142,20 +142,18 @@ class Work:
         return None
 
 
-def _groups(
-    work: Work, todo: Sequence[int], spec: LabelSpec, stack: ExitStack
-) -> Iterator[tuple[Sequence[int], list[Label | None]]]:
+def _groups(work: Work, todo: Sequence[int], spec: LabelSpec, stack: ExitStack) -> Iterator[list[Label | None]]:
     groups = [todo[i : i + TOGETHER] for i in range(0, len(todo), TOGETHER)]
     at_once = getattr(work.labeller, "at_once", None)
     processes = min(spec.processes or os.cpu_count() or 1, len(groups))
     if at_once is None and work.judge is None and processes > 1 and len(todo) >= MANY:
         pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, work.parts)
         stack.callback(pool.shutdown, cancel_futures=True)
-        yield from zip(groups, pool.map(_group, groups), strict=True)
+        yield from pool.map(_group, groups)
         return
     threads = stack.enter_context(ThreadPoolExecutor(at_once)) if (at_once or 1) > 1 else None
     for group in groups:
-        yield group, work.group(group, threads)
+        yield work.group(group, threads)
 
 
 def _with_embedding(

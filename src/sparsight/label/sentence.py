@@ -29,9 +29,7 @@ TURNS = {"assistant": "the assistant's reply", "user": "what the user says", "sy
          "tool": "what a tool says", "text": "plain text", "template": "the chat template"}  # fmt: skip
 
 
-def sentence(
-    evidence: Evidence, facts: Profile, chosen: Candidate, background: Mapping[str, float]
-) -> tuple[str, str]:
+def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: Mapping[str, float]) -> tuple[str, str]:
     """(what it fires on, its type)."""
     parts = set(chosen.parts)
     about = topic(chosen, facts, background)
@@ -49,7 +47,10 @@ def sentence(
     elif "languages" in parts:
         said, kind = f"{facts.languages[0][0]} text", "language"
     else:
-        return f"text about {', '.join(about)}" if about else f"text with words such as {listed(manner(chosen))}", "context"
+        return (
+            f"text about {', '.join(about)}" if about else f"text with words such as {listed(manner(chosen))}",
+            "context",
+        )
     if "places" in parts and kind not in ("role", "position"):
         said += f" in {turn(facts)[0]}"
     if "next" in parts and kind != "output" and (after := strongest(chosen.rule.next, facts.next)):
@@ -59,9 +60,7 @@ def sentence(
     return said, kind
 
 
-def named_share(
-    chosen: Candidate, evidence: Evidence, facts: Profile, background: Mapping[str, float]
-) -> float:
+def named_share(chosen: Candidate, evidence: Evidence, facts: Profile, background: Mapping[str, float]) -> float:
     """Of what a feature fires on, the share that a sentence about these parts names."""
     parts, shares = set(chosen.parts), [0.0]
     if parts & {"ngrams", "folded"}:
@@ -195,7 +194,9 @@ def _stem(words: Sequence[str]) -> str | None:
     least, longest = min(words, key=len), max(map(len, words))
     if not all(word.isalpha() for word in words):
         return None
-    if len(least) > 2 and all(w.startswith(least) and w[len(least) :].removeprefix(least[-1]) in ENDINGS for w in words):
+    if len(least) > 2 and all(
+        w.startswith(least) and w[len(least) :].removeprefix(least[-1]) in ENDINGS for w in words
+    ):
         return least
     n = next((i for i, c in enumerate(least) if any(w[i] != c for w in words)), len(least))
     return least[:n] if n >= 4 and n >= 0.7 * longest else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from sparsight.config import check, knob
 from sparsight.records import finite, is_whole
 
+METHODS = ("embedded", "subject", "openai", "anthropic")
 LEAST = {"before": 0, "after": 0, "firing": 1, "silent": 1, "held_out": 2, "bootstrap": 0, "control_every": 1,
          "embedding": 0, "processes": 0, "seed": 0}  # fmt: skip
 
@@ -21,7 +22,7 @@ class LabelSpec:
     silent: int = knob(40, "windows where it is silent that a labeller is shown, at most: half random, a quarter "
                        "with the feature's own tokens, a quarter where a neighbour fires")  # fmt: skip
     held_out: int = knob(32, "windows of either sort that a label is scored on, at most")
-    unclear_below: float = knob(0.65, "AUC on what the labeller is shown, below which it calls a feature unclear")
+    unclear_below: float = knob(0.6, "AUC on what the labeller is shown, below which it calls a feature unclear")
     bootstrap: int = knob(400, "draws of documents that a score's 95 % interval comes from; 0: no interval")
     control_every: int = knob(10, "where a judge is asked: the shuffled control on one of so many features")
     embedding: int = knob(0, "features whose labels are scored by embeddings too, spread evenly; about a second each")

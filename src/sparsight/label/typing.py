@@ -32,7 +32,8 @@ class Spoken:
 @dataclass
 class Profile:
     """Shares of the feature's weight: each window weighs as much as it fires at its peak there, spread over its tokens
-    by their activations. tokens: heaviest first; the others by name, likewise. likelier: of the tokens that follow, those that its direction makes likelier."""
+    by their activations. tokens: heaviest first; the others by name, likewise. likelier: of the tokens that follow,
+    those that its direction makes likelier."""
 
     tokens: list[Spoken]
     shapes: list[tuple[str, float]]
