@@ -41,7 +41,7 @@ class ActivationLog:
             if bytes(self._raw[-16:]) != MAGIC or not 0 < size < len(self._raw):
                 raise ValueError("its end is missing")
             told = json.loads(bytes(self._raw[-24 - size : -24]))
-            made = {name: self._array(*told["arrays"][name], dtype) for name, dtype in ARRAYS.items()}
+            made = {name: self._array(told["arrays"][name], dtype) for name, dtype in ARRAYS.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadFile(f"'{path}' is no activation log, or damaged: {first_line(error)}; {TODO}.") from error
         self.survey: str = told["survey"]
@@ -50,7 +50,8 @@ class ActivationLog:
         self._firsts = np.cumsum(self._lengths) - self._lengths
         self.tokens = int(self._lengths.sum())
 
-    def _array(self, start: int, count: int, dtype: str) -> np.ndarray:
+    def _array(self, where: Sequence[int], dtype: str) -> np.ndarray:
+        start, count = where
         return np.frombuffer(bytes(self._raw[start : start + count * np.dtype(dtype).itemsize]), dtype, count)
 
     def __len__(self) -> int:
@@ -172,7 +173,9 @@ def _packed(
     opens = np.ones(len(feature), bool)
     opens[1:] = feature[1:] != feature[:-1]
     step = np.where(opens, place, np.diff(place, prepend=0)).astype(np.int64)
-    width = 1 + sum((step >= 1 << (7 * k)).astype(np.int64) for k in range(1, 5))
+    width = np.ones(len(step), np.int64)
+    for k in range(1, 5):
+        width += step >= 1 << (7 * k)
     widths = np.cumsum(width)
     first = np.flatnonzero(opens)[np.cumsum(opens) - 1]  # of each, its feature's first
     out = np.zeros(int(widths[-1]) + 2 * len(feature) if len(feature) else 0, np.uint8)

@@ -14,6 +14,7 @@ from sparsight.cli.label import label
 from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
 from sparsight.cli.options import Verbs
 from sparsight.cli.recipes import recipes
+from sparsight.cli.survey import survey
 from sparsight.cli.talk import chat, demo, doctor, info, read
 from sparsight.errors import SparsightError
 
@@ -35,6 +36,7 @@ def cli(ctx: click.Context) -> None:
 for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, convert):
     cli.add_command(verb)
 cli.add_command(train_plot, "train plot")
+cli.add_command(survey)
 cli.add_command(label)
 
 

@@ -124,7 +124,7 @@ def _show(made: Any) -> None:
         "nothing said": f"{made.unsaid:,}",
     }
     rows |= {f"· {kind}": f"{number:,}" for kind, number in made.types.items()}
-    for name, (low, middle, high, number) in made.scores.items():
+    for name, (low, middle, high, _) in made.scores.items():
         rows[name] = f"{middle:.3f} ({low:.3f} to {high:.3f})"
     rows["always answering none"] = f"{made.nothing:.3f}"
     screen.show_table(rows)

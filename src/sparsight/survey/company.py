@@ -86,7 +86,7 @@ def _best(joint: Int[Tensor, "row feature"], first: int, counts: Tensor, tokens:
         yield [(feature, bit) for feature, bit in zip(features, bits, strict=True) if bit > -np.inf]
 
 
-def duplicates(log: ActivationLog | None, near: Sequence[Pairs]) -> dict[int, int]:
+def duplicates(log: ActivationLog, near: Sequence[Pairs]) -> dict[int, int]:
     """{feature: the one it does the same as}: of two, the one that fires less, or the later."""
     found: dict[int, tuple[float, int]] = {}
     for feature, pairs in enumerate(near):

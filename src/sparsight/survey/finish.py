@@ -158,9 +158,9 @@ class Features:
     ) -> None:
         state.top_tokens.settle()
         self.state, self.languages, self.weights, self.text = state, languages, weights, text
-        self.coactive = [[]] * state.features if log is None else list(coactive(log, state.spec.neighbours, device))
+        self.coactive = list(coactive(log, state.spec.neighbours, device)) if log else [[]] * state.features
         self.near = [_pairs(*each) for each in zip(*(t.tolist() for t in weights.near), strict=True)]
-        self.duplicates = duplicates(log, self.near)
+        self.duplicates = duplicates(log, self.near) if log else {}
         self.start = text.start
 
     def __iter__(self) -> Iterator[tuple[Statistics, list[Example]]]:
@@ -261,7 +261,7 @@ def _kept(kept: Kept, rows: slice) -> Iterator[tuple[int, int, float, float, np.
 def _named(counts: np.ndarray, names: Sequence[str]) -> dict[str, int]:
     """{name: count} of those above zero, most first; counts beyond the names are of "other"."""
     named: dict[str, int] = {}
-    for number in np.flatnonzero(counts):
+    for number in np.flatnonzero(counts).tolist():
         name = names[number] if number < len(names) else "other"
         named[name] = named.get(name, 0) + int(counts[number])
     return dict(sorted(named.items(), key=lambda pair: (-pair[1], pair[0])))

@@ -7,23 +7,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparsight.sae.codes import Codes
+
 
 def ordered(key: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """The same numbers, ascending. On a CPU by numpy, which has vector instructions for it."""
     return torch.from_numpy(np.sort(key.numpy())) if key.device.type == "cpu" else key.sort().values
 
 
-def by_feature(
-    feature: Int[Tensor, " active"], token: Int[Tensor, " active"], value: Float[Tensor, " active"], tokens: int
-) -> tuple[Int[Tensor, " active"], Int[Tensor, " active"], Float[Tensor, " active"]]:
-    """The same (feature, token, activation) triples by feature, then by token; activations in float32.
+def by_feature(codes: Codes) -> tuple[Int[Tensor, " active"], Int[Tensor, " active"], Float[Tensor, " active"]]:
+    """(feature, token, activation) of all active pairs by feature, then by token; activations in float32.
 
     Where feature and token take 31 bits together, the 32 of the activation are sorted with them as one number: that
     costs less than sorting, and then gathering in the order that was found.
     """
-    value = value.to(torch.float32)
-    key = feature.long() * tokens + token
-    if tokens * (int(feature.max()) + 1 if len(feature) else 1) < 2**31:
+    tokens, value = len(codes), codes.values.to(torch.float32)
+    key = codes.features.long() * tokens + codes.tokens
+    if tokens * codes.d_hidden <= 2**31:
         key = ordered((key << 32) | value.view(torch.int32).long())
         value = (key & 0xFFFFFFFF).to(torch.int32).view(torch.float32)
         key = key >> 32

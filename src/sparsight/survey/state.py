@@ -167,7 +167,7 @@ class Active:
 
     @classmethod
     def of(cls, seen: Seen, codes: Codes, window: int) -> Active:
-        feature, token, value = by_feature(codes.features, codes.tokens, codes.values, len(codes))
+        feature, token, value = by_feature(codes)
         document = seen.document[token]
         opens = torch.ones_like(feature, dtype=torch.bool)
         opens[1:] = (feature[1:] != feature[:-1]) | (document[1:] != document[:-1])

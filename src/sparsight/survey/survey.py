@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -97,12 +97,12 @@ def _run(
     total = most or (expected(scope.lm, corpus, kinds, spec.length) // world if tell else None)
     text = read(corpus, account.after, rank, world)
     made = works(scope.lm, text, spec.pass_tokens, spec.pool, spec.length, account.number)
-    ahead = read_ahead(made, spec.ahead) if spec.ahead else made
-    with closing(ahead):
-        for work in ahead:
+    made = read_ahead(made, spec.ahead) if spec.ahead else made
+    with closing(read_ahead(_encoded(scope, made, int(kinds)), 1)) as passes:  # the model runs while this thread counts
+        for work, wanted, codes in passes:
             if most is not None and state.tokens >= most:
                 break
-            _count(scope, part, work, int(kinds))
+            _count(part, work, wanted, codes)
             account.after, account.number = work.after, work.number + 1
             if time.monotonic() - last >= spec.checkpoint:
                 part.checkpoint()
@@ -113,16 +113,27 @@ def _run(
     part.checkpoint()
 
 
-def _count(scope: Scope, part: Part, work: Work, kinds: int) -> None:
-    """One pass: the model up to the hook point, the SAE, and what is kept of it."""
+@torch.no_grad()
+def _encoded(
+    scope: Scope, made: Generator[Work, None, None], kinds: int
+) -> Generator[tuple[Work, Tensor | None, Codes | None], None, None]:
+    """Each pass with its tokens of these kinds, as places in the flattened batch, and the codes of those."""
+    with closing(made):
+        for work in made:
+            if work.batch is None:
+                yield work, None, None
+                continue
+            wanted = ((work.batch.kinds.flatten() & kinds) != 0).nonzero().squeeze(1)
+            yield work, wanted, scope.sae.encode_codes(_residual(scope, work.batch, wanted))
+
+
+def _count(part: Part, work: Work, wanted: Tensor | None, codes: Codes | None) -> None:
+    """What is kept of one pass."""
     account, batch = part.account, work.batch
     account.cut, account.refused = account.cut + work.cut, account.refused + work.refused
     account.first_refused = account.first_refused or work.why
-    if batch is None:
+    if batch is None or wanted is None or codes is None:
         return
-    flat = batch.kinds.flatten()
-    wanted = ((flat & kinds) != 0).nonzero().squeeze(1)
-    codes = scope.sae.encode_codes(_residual(scope, batch, wanted))
     seen = _seen(part, work, batch, wanted, codes.values.device)
     part.state.add(seen, codes)
     lengths = batch.mask.sum(1).tolist()
@@ -158,8 +169,9 @@ def _seen(part: Part, work: Work, batch: Batch, wanted: Tensor, device: torch.de
     at, half, language, drawn = (torch.tensor(column, device=device) for column in zip(*of, strict=True))
     bits = batch.kinds.flatten()[wanted]
     kind = ((bits.unsqueeze(1) & BITS.to(bits.device)) != 0).int().argmax(1)
-    columns = (wanted // batch.ids.shape[1], batch.positions.flatten()[wanted], batch.ids.flatten()[wanted], kind)
-    return Seen(*(column.to(device) for column in columns), at, half, language, drawn)
+    document, offset, id = wanted // batch.ids.shape[1], batch.positions.flatten()[wanted], batch.ids.flatten()[wanted]
+    document, offset, id, kind = (column.to(device) for column in (document, offset, id, kind))
+    return Seen(document, offset, id, kind, at, half, language, drawn)
 
 
 def _write(part: Part, work: Work, batch: Batch, lengths: list[int]) -> None:
