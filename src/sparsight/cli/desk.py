@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from sparsight import __version__
+from sparsight.cli.features import features
 from sparsight.cli.label import label
 from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
 from sparsight.cli.options import Verbs
@@ -35,6 +36,7 @@ def cli(ctx: click.Context) -> None:
 
 for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, convert):
     cli.add_command(verb)
+cli.add_command(features)
 cli.add_command(train_plot, "train plot")
 cli.add_command(survey)
 cli.add_command(label)
