@@ -40,11 +40,10 @@ def with_interval(
         return Score(value, None, None, number)
     _, which = np.unique(np.concatenate(documents), return_inverse=True)
     many = int(which.max()) + 1
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(many, np.full(many, 1 / many), draws).astype(np.float64)
+    drawn = _drawn(many, draws, seed)
     of_firing, of_silent = drawn[:, which[: len(firing)]], drawn[:, which[len(firing) :]]
     pairs = of_firing.sum(1) * of_silent.sum(1)
-    found = np.einsum("df,fs,ds->d", of_firing, wins(firing, silent), of_silent, optimize=True)[pairs > 0]
+    found = ((of_firing @ wins(firing, silent)) * of_silent).sum(1)[pairs > 0]
     if not len(found):
         return Score(value, None, None, number)
     low, high = np.quantile(found / pairs[pairs > 0], [0.025, 0.975])
@@ -58,8 +57,14 @@ def mean_with_interval(values: Scores, documents: np.ndarray, draws: int, seed: 
         return Score(value, None, None, len(values))
     _, which = np.unique(documents, return_inverse=True)
     many = int(which.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(many, np.full(many, 1 / many), draws)[:, which]
+    drawn = _drawn(many, draws, seed)[:, which]
     total = drawn.sum(1)
     found = (drawn @ values)[total > 0] / total[total > 0]
     low, high = np.quantile(found, [0.025, 0.975])
     return Score(value, float(low), float(high), len(values))
+
+
+def _drawn(many: int, draws: int, seed: int) -> Float[np.ndarray, "draw document"]:
+    """How often each of so many documents is in each bootstrap draw."""
+    which = np.random.default_rng(seed).integers(many, size=(draws, many)) + many * np.arange(draws)[:, None]
+    return np.bincount(which.ravel(), minlength=draws * many).reshape(draws, many).astype(np.float64)

@@ -97,7 +97,7 @@ class Gatherer:
             number = self.atlas.document_of(int(at))
             start = int(self.starts[number])
             lo, hi = max(int(at) - self.spec.before, start), int(at) + 1
-            roles = self._kinds(number)[lo - start : hi - start].tolist()
+            roles = tuple(self._kinds(number)[lo - start : hi - start].tolist())
             counts.update({word for _, word in text.words(self.pieces(self.atlas.tokens[lo:hi].tolist()), roles)})
         return {word: n / len(places) for word, n in counts.items() if n > 1}
 

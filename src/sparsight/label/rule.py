@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sparsight.errors import BadFile
@@ -20,7 +21,6 @@ from sparsight.label.evidence import Window
 from sparsight.label.words import folded, places, shape, words
 
 TABLES = ("folded", "shapes", "words", "places", "next", "languages")
-LONGEST = 3  # tokens of an n-gram
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Rule:
         try:
             if unknown := data.keys() - {"bias", "ngrams", *TABLES}:
                 raise ValueError(f"'{min(unknown)}' is no part of one")
-            ngrams = {tuple(map(str, pieces)): float(weight) for weight, *pieces in data.get("ngrams", ())}
+            ngrams = {tuple(map(str, pieces)): float(weight) for weight, *pieces in data.get("ngrams", ()) if pieces}
             tables = {name: {str(k): float(w) for k, w in data.get(name, {}).items()} for name in TABLES}
             return cls(float(data.get("bias", 0.0)), ngrams, **tables)
         except (AttributeError, TypeError, ValueError) as error:
@@ -73,9 +73,17 @@ class Rule:
             self._add_words(window, scores)
         return [1 / (1 + math.exp(-max(min(score, 50.0), -50.0))) for score in scores]
 
+    @cached_property
+    def _longest(self) -> dict[str, int]:
+        """Of each piece that an n-gram ends with, the tokens of the longest one."""
+        out: dict[str, int] = {}
+        for pieces in self.ngrams:
+            out[pieces[-1]] = max(len(pieces), out.get(pieces[-1], 0))
+        return out
+
     def _ngram(self, pieces: tuple[str, ...], at: int) -> float:
-        for n in range(LONGEST, 0, -1):
-            if n <= at + 1 and (weight := self.ngrams.get(pieces[at + 1 - n : at + 1])) is not None:
+        for n in range(min(self._longest.get(pieces[at], 0), at + 1), 0, -1):
+            if (weight := self.ngrams.get(pieces[at + 1 - n : at + 1])) is not None:
                 return weight
         return self.folded.get(folded(pieces[at]), 0.0)
 

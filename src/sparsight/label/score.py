@@ -28,6 +28,7 @@ from sparsight.label.rule import Rule
 from sparsight.label.spec import LabelSpec
 
 Embed = Callable[[Sequence[str]], Float[np.ndarray, "text dim"]]
+Tokens = list[list[float]]
 HARD = ("near miss", "neighbour")
 LEAST = 3  # windows of either sort, for a score
 NOTHING = 0.5  # the AUC of whoever always gives the same answer, as "it never fires"
@@ -40,11 +41,12 @@ def score(
     if min(len(held_out.firing), len(held_out.silent)) < LEAST:
         return {}
     measure = Measure(held_out, spec, judge)
-    found = measure.detection(label)
+    told = measure.tokens(label)
+    found = measure.detection(label, told)
     out = {} if found is None else {"detection": found[0]} | ({"hard": found[1]} if found[1] else {})
-    if (fuzzing := measure.fuzzing(label)) is not None:
+    if (fuzzing := measure.fuzzing(label, told)) is not None:
         out["fuzzing"] = fuzzing
-    if other is not None and (control := measure.detection(other)) is not None:
+    if other is not None and (control := measure.detection(other, measure.tokens(other))) is not None:
         out["shuffled"] = control[0]
     return out
 
@@ -57,12 +59,18 @@ class Measure:
     spec: LabelSpec
     judge: Judge | None = None
 
-    def detection(self, label: Label) -> tuple[Score, Score | None] | None:
-        """Against all silent windows, and against the hard ones alone."""
+    def tokens(self, label: Label) -> Tokens | None:
+        """What its rule says of each token of the firing windows, then of the silent ones; None without a rule."""
+        if label.rule is None:
+            return None
+        rule = Rule.of(label.rule)
+        return [rule.activations(window) for window in (*self.held_out.firing, *self.held_out.silent)]
+
+    def detection(self, label: Label, tokens: Tokens | None) -> tuple[Score, Score | None] | None:
+        """Against all silent windows, and against the hard ones alone. tokens: of its rule."""
         firing, silent = self.held_out.firing, self.held_out.silent
-        if label.rule is not None:
-            rule = Rule.of(label.rule)
-            told = np.array([max(rule.activations(window)) for window in (*firing, *silent)])
+        if tokens is not None:
+            told = np.array([max(each) for each in tokens])
         elif (answers := self._ask((*firing, *silent), label.text)) is not None:
             told = answers
         else:
@@ -72,16 +80,16 @@ class Measure:
         return self._auc(mine, others, silent), self._auc(mine, others[hard], [w for w in silent if w.why in HARD]) \
             if hard.sum() >= LEAST else None  # fmt: skip
 
-    def fuzzing(self, label: Label) -> Score | None:
+    def fuzzing(self, label: Label, tokens: Tokens | None) -> Score | None:
         """Of a rule: the mean over windows of the AUC within each. By a judge: telling windows whose firing tokens are
         marked from the same windows with as many others marked."""
-        windows = [w for w in self.held_out.firing if min(w.values) <= 0]
+        partly = [i for i, w in enumerate(self.held_out.firing) if min(w.values) <= 0]
+        windows = [self.held_out.firing[i] for i in partly]
         if len(windows) < LEAST:
             return None
         documents = np.array([w.document for w in windows])
-        if label.rule is not None:
-            rule = Rule.of(label.rule)
-            values = np.array([_within(rule.activations(w), w.values) for w in windows])
+        if tokens is not None:
+            values = np.array([_within(tokens[i], w.values) for i, w in zip(partly, windows, strict=True)])
             return mean_with_interval(values, documents, self.spec.bootstrap, self._seed)
         right = [frozenset(i for i, value in enumerate(w.values) if value > 0) for w in windows]
         rng = np.random.default_rng(self._seed)

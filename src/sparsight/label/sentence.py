@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sparsight.label.candidates import Candidate
 from sparsight.label.evidence import Evidence, Window
 from sparsight.label.typing import Profile, Spoken
-from sparsight.label.words import readable, words
+from sparsight.label.words import readable
 
 VAGUE = 0.35  # of its weight on a few words: naming them says too little
 TELLS = 0.5  # of the way from a role's share of all tokens to all of them: then a role is worth a word
@@ -72,9 +72,7 @@ def named_share(chosen: Candidate, evidence: Evidence, facts: Profile, backgroun
         shares.append(sum(one.share for one in facts.tokens[:FEW]))
     if "words" in parts:
         few = set(topic(chosen, facts, background)) or set(manner(chosen) if parts == {"words"} else ())
-        peaks = [max(w.values) for w in evidence.firing]
-        has = [any(at <= w.focus and word in few for at, word in words(w.pieces, w.roles)) for w in evidence.firing]
-        shares.append(sum(peak for peak, yes in zip(peaks, has, strict=True) if yes) / sum(peaks))
+        shares.append(sum(share for words, share in facts.said if not few.isdisjoint(words)))
     if "next" in parts:
         said = strongest(chosen.rule.next, facts.next)
         shares.append(sum(share for name, share in facts.next if name in said))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparsight.label.evidence import Evidence, Window
-from sparsight.label.words import folded, places, shape, spans
+from sparsight.label.words import folded, places, shape, spans, words
 
 TYPES = (
     "single token", "word family", "words", "phrase", "output", "position", "role", "format", "language", "context",
@@ -43,7 +43,8 @@ class Spoken:
 class Profile:
     """Shares of the feature's weight: each window weighs as much as the root of its peak, spread over its tokens by
     their activations. tokens: heaviest first; the others by name, likewise. likelier: of the tokens that follow,
-    those that its direction makes likelier. spelled: how they are shown, where they go on with a word."""
+    those that its direction makes likelier. spelled: how they are shown, where they go on with a word. said: the words
+    of each window up to its focus, and its share."""
 
     tokens: list[Spoken]
     shapes: list[tuple[str, float]]
@@ -52,6 +53,7 @@ class Profile:
     languages: list[tuple[str, float]]
     likelier: list[tuple[str, float]]
     spelled: dict[str, str] = field(default_factory=dict)
+    said: list[tuple[set[str], float]] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
@@ -67,15 +69,15 @@ def profile(evidence: Evidence) -> Profile:
     counts: dict[str, Weights] = defaultdict(Weights)
     for window in evidence.firing:
         each = max(window.values) ** 0.5 / sum(window.values)
-        where, words = places(window), _words(window)
+        where, inside = places(window), _words(window)
         for i, value in enumerate(window.values):
             if value <= 0:
                 continue
             weight, key = value * each, folded(window.pieces[i])
-            word, span = words[i]
+            word, span = inside[i]
             tokens[key][_shown(window, i, span, word)] += weight
-            before[key][words[span[0] - 1][0] if span[0] else ""] += weight
-            after[key][words[span[1]][0] if span[1] < len(words) else ""] += weight
+            before[key][inside[span[0] - 1][0] if span[0] else ""] += weight
+            after[key][inside[span[1]][0] if span[1] < len(inside) else ""] += weight
             counts["shapes"][shape(window.pieces[i])] += weight
             counts["places"][where[i]] += weight
             if i + 1 < len(window.pieces):
@@ -90,7 +92,9 @@ def profile(evidence: Evidence) -> Profile:
     above = {folded(text) for text, _ in evidence.above}
     likelier = [(text, share) for text, share in shares["next"] if text in above]
     spelled = {text: f"…{text}" for text, weight in counts["goes on"].items() if weight > 0}
-    return Profile(spoken, likelier=likelier, spelled=spelled, **shares)
+    said = [({word for at, word in words(w.pieces, w.roles) if at <= w.focus}, max(w.values) ** 0.5 / whole)
+            for w in evidence.firing]  # fmt: skip
+    return Profile(spoken, likelier=likelier, spelled=spelled, said=said, **shares)
 
 
 def _words(window: Window) -> list[tuple[str, tuple[int, int]]]:

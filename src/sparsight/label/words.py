@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from sparsight.label.evidence import Window
@@ -53,21 +52,27 @@ def _edges(piece: str) -> tuple[bool, bool]:
     return ends, begins
 
 
-def spans(pieces: Sequence[str]) -> list[tuple[int, int]]:
+@lru_cache(4096)
+def spans(pieces: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     """(first, one past the last) token of each word, and of each piece that is none."""
-    starts = [0] if pieces else []
-    for i in range(1, len(pieces)):
-        if not (_edges(pieces[i - 1])[0] and _edges(pieces[i])[1]):
+    starts, within = [0] if pieces else [], False
+    for i, piece in enumerate(pieces):
+        ends, begins = _edges(piece)
+        if i and not (within and begins):
             starts.append(i)
-    return list(zip(starts, [*starts[1:], len(pieces)], strict=True))
+        within = ends
+    return tuple(zip(starts, [*starts[1:], len(pieces)], strict=True))
 
 
-def words(pieces: Sequence[str], roles: Sequence[int]) -> Iterator[tuple[int, str]]:
+@lru_cache(4096)
+def words(pieces: tuple[str, ...], roles: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
     """(its last token, it in lower case) of each word with a letter; what the chat template adds is none."""
+    out = []
     for first, stop in spans(pieces):
         word = pieces[first].strip() if stop == first + 1 else "".join(pieces[first:stop]).strip()
         if word[:1].isalpha() and not roles[first] & SPECIAL:
-            yield stop - 1, word.casefold()
+            out.append((stop - 1, word.casefold()))
+    return tuple(out)
 
 
 @lru_cache(1024)
