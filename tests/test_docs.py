@@ -49,6 +49,8 @@ def test_the_tables_of_options_are_those_of_the_knobs():
     page = tables["PAGE"].read_text()
     assert tables["filled"](page) == page
     assert "| `--corpus-seed` | `0` |" in page
+    page = tables["SURVEY"].read_text()
+    assert tables["filled"](page) == page
     assert tables["filled"](tables["LABEL"].read_text()) == tables["LABEL"].read_text()
     page = tables["TRAIN"].read_text()
     assert tables["filled"](page) == page

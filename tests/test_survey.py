@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -20,6 +22,7 @@ from sparsight.atlas.entries import POSITIONS, Label, Statistics, is_held_out
 from sparsight.atlas.histogram import BINS, ERROR, QUANTILES, edge, quantiles
 from sparsight.atlas.log import NAME as LOG
 from sparsight.atlas.log import ActivationLog, open_log, together, write_log
+from sparsight.cli import main
 from sparsight.corpus import CorpusSpec, read
 from sparsight.errors import BadFile, BadInput, Mismatch, NoChatTemplate, NoFeature
 from sparsight.lm.lm import ObservableLanguageModel
@@ -334,6 +337,35 @@ def test_65536_features_take_less_than_a_gigabyte_whatever_the_length_of_the_tex
         assert tensor.shape == longer.tensors()[name].shape
 
 
+PEAK = """
+import resource, torch
+from sparsight.survey.spec import SurveySpec
+from sparsight.survey.state import Seen, State
+from sparsight.sae.codes import Codes
+
+torch.set_num_threads(1)
+tokens, features, active = 4096, 65_536, 91
+width = features // active
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+g = torch.Generator().manual_seed(0)
+before, state = peak(), State(features, SurveySpec())
+feature = torch.randint(0, width, (tokens, active), generator=g) + torch.arange(active) * width
+offsets = torch.arange(0, tokens * active + 1, active)
+codes = Codes(offsets, feature.flatten().int(), torch.rand(tokens * active, generator=g) + 0.1, features)
+document, at = torch.arange(tokens) // 256, torch.arange(16)
+state.add(Seen(document, torch.arange(tokens) % 256, document, document % 7, at, at % 2, at % 3, at), codes)
+print(peak() - before)
+"""
+
+
+def test_the_model_cards_sae_is_surveyed_in_less_than_a_gigabyte():
+    """A pass of 4,096 tokens with 91 of 65,536 features active: what the process grows by while it is
+    counted, when nothing is kept yet and so all is a candidate."""
+    out = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert int(out.stdout) < 1e9
+
+
 @given(st.lists(st.floats(2.0**-14, 2.0**14, exclude_max=True, width=32), min_size=1, max_size=200))
 def test_a_quantile_is_within_the_sketchs_error(values):
     each = torch.tensor(values, dtype=torch.float32)
@@ -449,6 +481,7 @@ def test_a_folder_of_another_survey_is_refused(scope64, lm64, corpus, made, tmp_
 def test_text_that_gives_no_token_and_knobs_that_cannot_be_are_errors(scope64, sae, tmp_path, corpus):
     with pytest.raises(BadInput, match="Nothing to survey"):
         survey(scope64, dataclasses.replace(corpus, languages=("Klingon",)), SurveySpec(), tmp_path / "a")
+    assert not list((tmp_path / "a").glob("part-*"))  # nothing is in the way of the next try
     bare = ObservableLanguageModel(llama(), tokenizer=scope64.lm.tokenizer)
     template, bare.tokenizer.chat_template = bare.tokenizer.chat_template, None
     try:
@@ -456,7 +489,7 @@ def test_text_that_gives_no_token_and_knobs_that_cannot_be_are_errors(scope64, s
             survey(Scope(bare, sae), corpus, SurveySpec(), tmp_path / "b")
     finally:
         bare.tokenizer.chat_template = template
-    for knob, value, why in (("top", 3, "an even number"), ("window", 200, "to 127"), ("tokens", 0, "from 1 up"),
+    for knob, value, why in (("top", 3, "an even number"), ("window", 200, "to 127"), ("tokens", 0, "from 1 to"),
                              ("bos", 1, "True or False"), ("checkpoint", -1, "from 0 up")):  # fmt: skip
         with pytest.raises(BadInput, match=f"{knob} is .*{why}"):
             SurveySpec(**{knob: value})
@@ -687,3 +720,19 @@ def test_a_scope_takes_labels_and_units_from_an_atlas(known, tmp_path):
     other = SparseAutoEncoder(D, 6, dtype=torch.float32, hook_point="model.embed_tokens")
     with pytest.raises(Mismatch, match="is of SAE"):
         Scope(scope.lm, other, atlas=atlas.folder)
+
+
+def test_the_command_writes_an_atlas_and_says_what_is_in_it(capsys, tmp_path):
+    written(tmp_path / "chats.jsonl", chats(12))
+    args = ["survey", "--corpus", str(tmp_path / "chats.jsonl"), "--to", str(tmp_path / "atlas"), "--json"]
+    for _ in range(2):  # the second time it is there
+        assert main([*args, "--log-tokens", "none", "--samples", "10"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        atlas = Atlas(tmp_path / "atlas")
+        assert told["tokens"] == atlas.about.tokens
+        assert told["documents in the log"] == told["documents"] == 12
+        assert told["dead"] == (atlas.column("fires") == 0).sum()
+        assert atlas.about.settings["samples"] == 10
+        assert (tmp_path / "atlas" / "recipe.toml").is_file()
+    assert main([*args, "--samples", "20"]) == 1
+    assert "of a survey with samples 10, not 20" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def unpack_roles(packed: bytes) -> tuple[tuple[int, int], ...]:
 def _columns(one: Statistics) -> tuple[object, ...]:
     """The row of a feature: what is searched by, and the rest as one blob."""
     role, language = (max(counts, key=lambda k: counts[k], default=None) for counts in (one.roles, one.languages))
-    more = zlib.compress(json.dumps(asdict(one), separators=(",", ":")).encode(), 6)
+    more = zlib.compress(json.dumps(vars(one), separators=(",", ":")).encode(), 6)
     flags = " ".join(one.flags)
     searched = (one.fires, one.density, one.mean, one.max, one.scale, one.documents)
     return one.feature, *searched, role, language, flags, more

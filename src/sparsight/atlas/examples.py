@@ -33,17 +33,22 @@ HEAD = np.dtype(
 def pack(examples: Sequence[Example]) -> bytes:
     """The examples of one feature; which document a place is in is known from the place."""
     head = np.zeros(len(examples), HEAD)
-    offsets, shares = [], []
-    for row, one in zip(head, examples, strict=True):
-        (active,) = np.nonzero(one.values)
-        peak = one.values.max(initial=one.value)
-        row["at"], row["value"], row["before"], row["length"] = one.at, one.value, one.at - one.start, len(one.values)
-        row["kind"], row["active"] = TOP * one.top + SAMPLED * one.sampled, len(active)
-        row["peak"] = peak
-        offsets.append(active)
-        shares.append(np.clip(np.rint(one.values[active] / peak * 255), 1, 255))
-    body = [np.concatenate(each).astype(np.uint8).tobytes() if each else b"" for each in (offsets, shares)]
-    return zlib.compress(len(examples).to_bytes(4, "little") + head.tobytes() + b"".join(body), 6)
+    body = b""
+    if examples:
+        length = np.array([len(one.values) for one in examples])
+        values = np.concatenate([one.values for one in examples])
+        row, start = np.repeat(np.arange(len(examples)), length), np.cumsum(length) - length
+        for name in ("at", "value"):
+            head[name] = [getattr(one, name) for one in examples]
+        head["peak"] = np.maximum(np.maximum.reduceat(values, start), head["value"])
+        head["before"], head["length"] = [one.at - one.start for one in examples], length
+        head["kind"] = [TOP * one.top + SAMPLED * one.sampled for one in examples]
+        active = np.flatnonzero(values)
+        head["active"] = np.bincount(row[active], minlength=len(examples))
+        share = np.clip(np.rint(values[active] / head["peak"][row[active]] * 255), 1, 255)
+        offset = active - start[row[active]]
+        body = b"".join(each.astype(np.uint8).tobytes() for each in (offset, share))
+    return zlib.compress(len(examples).to_bytes(4, "little") + head.tobytes() + body, 6)
 
 
 def unpack(packed: bytes) -> tuple[np.ndarray, list[np.ndarray]]:

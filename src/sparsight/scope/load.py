@@ -36,7 +36,8 @@ def load(
     model: "demo", the small model inside the package, with its SAE and labels; else a name on the hub, a folder, a
     loaded model. sae: a file, a folder, a repository or an SAE; needed for every model but the demo.
     hook_point: where the SAE reads; None takes what the SAE says. device, dtype: see ObservableLanguageModel.
-    atlas: the folder of the SAE's atlas, which has the labels of its features, and their units; see Scope.
+    atlas: the folder of the SAE's atlas, which has the labels of its features, and their units, see Scope; "demo" is
+    the demo's.
     check: read about a thousand tokens, and warn where the SAE explains nothing of them (scope/pairing.py). On a CPU
     only where model and SAE have 50M parameters or fewer, and not for the demo as it comes.
     """
@@ -55,7 +56,7 @@ def load(
         sae = load_sae(sae, dtype=lm.dtype)
     lm.name = name or lm.name
     check_made_for(sae, lm)
-    scope = Scope(lm, sae, hook_point, atlas=atlas)
+    scope = Scope(lm, sae, hook_point, atlas=demo_folder() / "atlas" if atlas == "demo" else atlas)
     if check and lm.has_tokenizer and is_cheap(lm, scope.sae):
         try:
             check_pairing(lm, scope.sae, scope.hook_point, stacklevel=3)

@@ -22,8 +22,8 @@ TOGETHER = 5  # tokens that two features share, at least
 SHARE = 0.05  # of a feature's fires that are shared, at least
 LIKE = 0.95  # cosine of decoder directions from which on two may be duplicates
 SAME = 0.5  # tokens where both fire, of those where either does, from which on they are
-ENTRIES = 2**24  # of a block that is counted at once
-READ = 2**25  # activations that are held at once; beyond that, the first documents stand for all
+ENTRIES = 2**22  # of a block that is counted at once
+READ = 2**24  # activations that are held at once; beyond that, the first documents stand for all
 
 Pairs = list[tuple[int, float]]
 
@@ -31,21 +31,28 @@ Pairs = list[tuple[int, float]]
 def coactive(log: ActivationLog, k: int, device: torch.device | str = "cpu") -> Iterator[Pairs]:
     """Of each feature, in order: (feature, PMI), highest first."""
     tokens = log.tokens if len(log) <= READ else int(log.tokens * READ / len(log))
-    read = [log.inside(feature)[0] for feature in range(log.features)]
-    read = [places[: np.searchsorted(places, tokens)] for places in read]
-    counts = torch.tensor([len(places) for places in read], device=device)
-    token = torch.from_numpy(np.concatenate(read)).to(device)
-    feature = torch.repeat_interleave(torch.arange(len(read), device=device, dtype=torch.int32), counts)
-    order = token.argsort(stable=True)
-    by_token, lengths = feature[order], token.bincount(minlength=tokens)
+    token, counts = _read(log, tokens, device)
+    feature = torch.repeat_interleave(torch.arange(log.features, device=device, dtype=torch.int32), counts)
+    by_token, lengths = feature[token.argsort(stable=True)], token.bincount(minlength=tokens)
+    del feature
     starts = lengths.cumsum(0) - lengths
     begin = 0
     for block in _blocks(counts, token, lengths):
         here = token[begin : begin + int(counts[block].sum())]
-        mine = feature[begin : begin + len(here)].long() - block.start
+        mine = torch.repeat_interleave(torch.arange(len(counts[block]), device=device), counts[block])
         begin += len(here)
-        joint = _joint(here, mine, len(counts[block]), by_token, lengths, starts, len(counts))
+        joint = _joint(here.long(), mine, len(counts[block]), by_token, lengths, starts, len(counts))
         yield from _best(joint, block.start, counts, tokens, k)
+
+
+def _read(log: ActivationLog, tokens: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """(the tokens of all activations, by feature, int32; how many each feature has), of the first so many tokens."""
+    read = []
+    for feature in range(log.features):
+        places, _ = log.inside(feature)
+        read.append(places[: np.searchsorted(places, tokens)].astype(np.int32))
+    counts = torch.tensor([len(places) for places in read], device=device)
+    return torch.from_numpy(np.concatenate(read)).to(device), counts
 
 
 def _blocks(counts: Tensor, token: Tensor, lengths: Tensor) -> Iterator[slice]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.sae.sae import SparseAutoEncoder
 
-ENTRIES = 2**25  # of a block that is held at once
+ROWS, COLUMNS = 1024, 4096  # features, and entries of what they are compared with, that are held at once
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,17 @@ def directions(
     tell: Callable[[int], None] = lambda done: None,
 ) -> Directions:
     """Read from the weights; tell: hears how many features are done."""
-    norm = torch.cat([block.float().norm(dim=1) for block in sae.W_dec.split(4096)])
-    unembedding = _unembedding(lm, sae)
-    reads = final_norm(lm) if unembedding is not None else None
-    near, found = min(neighbours, sae.d_hidden - 1), []
-    width = len(sae.W_dec) if unembedding is None else max(len(unembedding), sae.d_hidden)
-    size = max(1, ENTRIES // width)
-    for start in range(0, sae.d_hidden, size):
-        rows = _unit(sae.W_dec[start : start + size])
-        above = below = (torch.zeros(len(rows), 0, dtype=torch.int64), torch.zeros(len(rows), 0))
-        if unembedding is not None and reads is not None:
-            lens = reads(rows) @ unembedding.to(rows.dtype).T
-            k = min(logits, lens.shape[1])
-            above, below = _largest(lens, k, 1), _largest(lens, k, -1)
-        cosine = rows @ _unit(sae.W_dec).T
-        own = torch.arange(start, start + len(rows), device=cosine.device)
-        cosine[torch.arange(len(rows), device=cosine.device), own] = -2.0
-        found.append((above, below, _largest(cosine, near, 1)))
-        tell(start + len(rows))
+    table, found = _unembedding(lm, sae), []
+    reads = final_norm(lm)
+    for start in range(0, sae.d_hidden, ROWS):
+        rows = _unit(sae.W_dec[start : start + ROWS])
+        seen = reads(rows)
+        above, below = (_best(seen, table, logits, sign) for sign in (1, -1))
+        found.append((above, below, _best(rows, sae.W_dec, min(neighbours, sae.d_hidden - 1), 1, _unit, start)))
+        tell(min(start + ROWS, sae.d_hidden))
     pairs = [tuple(torch.cat(each) for each in zip(*column, strict=True)) for column in zip(*found, strict=True)]
-    encoder = torch.cat([block.float().norm(dim=1) for block in sae.W_enc.split(4096)])
-    return Directions(norm.cpu(), encoder.cpu(), *((each[0], each[1]) for each in pairs))
+    (above, below, near) = ((each[0], each[1]) for each in pairs)
+    return Directions(_norms(sae.W_dec), _norms(sae.W_enc), above, below, near)
 
 
 def final_norm(lm: ObservableLanguageModel) -> Callable[[Tensor], Tensor]:
@@ -102,22 +92,49 @@ def _last_norm(lm: ObservableLanguageModel) -> nn.Module | None:
     return norms[-1] if norms else None
 
 
-def _unembedding(lm: ObservableLanguageModel, sae: SparseAutoEncoder) -> Float[Tensor, "vocabulary d"] | None:
-    """Its rows for tokens that there are; some models have more rows than that."""
+def _unembedding(lm: ObservableLanguageModel, sae: SparseAutoEncoder) -> Float[Tensor, "vocabulary d"]:
+    """Its rows for tokens that there are (some models have more than that); none where it does not read what the
+    decoder writes."""
     found = lm.model.get_output_embeddings()
     if found is None or found.weight.shape[1] != sae.d_out:
-        return None
+        return sae.W_dec[:0]
     tokens = len(lm.tokenizer) if lm.has_tokenizer else len(found.weight)
     return found.weight[:tokens].to(sae.device)
 
 
-def _unit(rows: Float[Tensor, "feature d"]) -> Float[Tensor, "feature d"]:
-    """Rows of norm 1, in float32; a row of zeros stays one."""
-    wide = torch.promote_types(rows.dtype, torch.float32) if rows.device.type == "cpu" else torch.float32
-    return F.normalize(rows.to(wide), dim=1)
+def _norms(weight: Float[Tensor, "feature d"]) -> Float[Tensor, " feature"]:
+    return torch.cat([rows.float().norm(dim=1) for rows in weight.split(COLUMNS)]).cpu()
 
 
-def _largest(block: Float[Tensor, "feature n"], k: int, sign: int) -> tuple[Tensor, Tensor]:
-    """(indices, values) of the k largest of each row, or smallest where sign is -1; on the CPU."""
-    value, index = block.topk(k, dim=1, largest=sign > 0)
+def _unit(rows: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+    """Rows of norm 1; a row of zeros stays one."""
+    return F.normalize(_wide(rows), dim=1)
+
+
+def _wide(rows: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def _best(
+    rows: Float[Tensor, "row d"],
+    table: Float[Tensor, "entry d"],
+    k: int,
+    sign: int,
+    read: Callable[[Tensor], Tensor] = _wide,
+    own: int | None = None,
+) -> tuple[Int[Tensor, "row k"], Float[Tensor, "row k"]]:
+    """(entries, products) of the k entries of the table with the largest product with each row, or the smallest where
+    sign is -1; on the CPU. own: the entry that is the first of these rows itself, and so on: those are left out."""
+    value = rows.new_zeros(len(rows), 0)
+    index = torch.zeros(len(rows), 0, dtype=torch.int64, device=rows.device)
+    for start in range(0, len(table), COLUMNS):
+        product = rows @ read(table[start : start + COLUMNS]).to(rows.dtype).T
+        entries = torch.arange(start, start + product.shape[1], device=rows.device)
+        if own is not None:
+            mine = torch.arange(own, own + len(rows), device=rows.device)
+            product[mine.unsqueeze(1) == entries] = -2.0 * sign
+        best, at = product.topk(min(k, product.shape[1]), dim=1, largest=sign > 0)
+        value, index = torch.cat([value, best], 1), torch.cat([index, entries[at]], 1)
+        value, at = value.topk(min(k, value.shape[1]), dim=1, largest=sign > 0)
+        index = index.gather(1, at)
     return index.cpu(), value.float().cpu()

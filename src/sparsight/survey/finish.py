@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,20 +63,18 @@ class Text:
         return np.cumsum(self.length) - self.length
 
     def tokens(self) -> Iterator[np.ndarray]:
-        maps = [np.fromfile(f / "tokens.bin", "<u4", 0) if not (f / "tokens.bin").stat().st_size
-                else np.memmap(f / "tokens.bin", "<u4", "r") for f in self.folders]  # fmt: skip
+        ids = [_mapped(folder / "tokens.bin", "<u4") for folder in self.folders]
         for part, first, length in zip(self.part, self.first, self.length, strict=True):
-            yield maps[part][first : first + length]
+            yield ids[part][first : first + length]
 
     def documents(self) -> Iterator[Document]:
-        files = [(folder / "documents.jsonl").open("rb") for folder in self.folders]
-        for number, (part, place, start) in enumerate(zip(self.part, self.place, self.start, strict=True)):
-            files[part].seek(place)
-            told = json.loads(files[part].readline())
-            roles = tuple((n, kind) for n, kind in told["roles"])
-            yield Document(number, int(start), told["length"], told["id"], told["source"], told["language"], roles)
-        for file in files:
-            file.close()
+        with ExitStack() as stack:
+            files = [stack.enter_context((folder / "documents.jsonl").open("rb")) for folder in self.folders]
+            for number, (part, place, start) in enumerate(zip(self.part, self.place, self.start, strict=True)):
+                files[part].seek(place)
+                told = json.loads(files[part].readline())
+                roles = tuple((n, kind) for n, kind in told["roles"])
+                yield Document(number, int(start), told["length"], told["id"], told["source"], told["language"], roles)
 
     def number(self, at: np.ndarray) -> np.ndarray:
         """The numbers of the documents at these places in the corpus."""
@@ -91,10 +90,11 @@ def write(
     chosen: Sequence[Chosen],
     weights: Directions,
     device: torch.device,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """The atlas and its log, from the parts' text and their states merged."""
+    """The atlas and its log, from the parts' text and their states merged. tell: hears how many features are done."""
     log = _log(folder, about, text, chosen)
-    made = Features(state, languages, weights, log, text, device)
+    made = Features(state, languages, weights, log, text, device, tell)
     write_atlas(folder, about, text.tokens(), text.documents(), made)
 
 
@@ -108,8 +108,7 @@ def _log(folder: Path, about: About, text: Text, chosen: Sequence[Chosen]) -> Ac
     documents = text.number(rows[:, 1])
     lengths = text.length[documents]
     firsts = np.cumsum(lengths) - lengths
-    raw = [np.memmap(f / "active.bin", ACTIVE, "r") if (f / "active.bin").stat().st_size else np.zeros(0, ACTIVE)
-           for f in text.folders]  # fmt: skip
+    raw = [_mapped(folder / "active.bin", ACTIVE) for folder in text.folders]
 
     def pieces() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for (_, _, _, start, count, part), first in zip(rows, firsts, strict=True):
@@ -121,6 +120,11 @@ def _log(folder: Path, about: About, text: Text, chosen: Sequence[Chosen]) -> Ac
     write_log(folder / LOG, survey, documents, text.start[documents], lengths, about.d_hidden,
               _sorted(pieces(), total, about.d_hidden))  # fmt: skip
     return ActivationLog(folder / LOG)
+
+
+def _mapped(path: Path, dtype: Any) -> np.ndarray:
+    """A file as an array; numpy does not map one that is empty."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def _sorted(pieces: Iterator[Sorted], total: int, features: int) -> Iterator[Sorted]:
@@ -155,24 +159,22 @@ class Features:
         log: ActivationLog | None,
         text: Text,
         device: torch.device,
+        tell: Callable[[int], None],
     ) -> None:
         state.top_tokens.settle()
         self.state, self.languages, self.weights, self.text = state, languages, weights, text
         self.coactive = list(coactive(log, state.spec.neighbours, device)) if log else [[]] * state.features
         self.near = [_pairs(*each) for each in zip(*(t.tolist() for t in weights.near), strict=True)]
         self.duplicates = duplicates(log, self.near) if log else {}
-        self.start = text.start
+        self.start, self.tell = text.start, tell
 
     def __iter__(self) -> Iterator[tuple[Statistics, list[Example]]]:
         for start in range(0, self.state.features, BLOCK):
             block = slice(start, min(start + BLOCK, self.state.features))
             counted = self._counted(block)
-            examples = self._examples(block)
-            for feature in range(block.start, block.stop):
-                yield (
-                    self._statistics(feature, {name: each[feature - start] for name, each in counted.items()}),
-                    (examples[feature - start]),
-                )
+            for row, examples in enumerate(self._examples(block)):
+                yield self._statistics(start + row, {name: each[row] for name, each in counted.items()}), examples
+            self.tell(block.stop)
 
     def _counted(self, block: slice) -> dict[str, Any]:
         """Columns of the state for some features, on the CPU."""
@@ -221,41 +223,36 @@ class Features:
         out: list[list[Example]] = [[] for _ in range(block.start, block.stop)]
         seen: dict[tuple[int, int], int] = {}
         for kept, top in ((self.state.top, True), (self.state.samples, False)):
-            rows = slice(2 * block.start, 2 * block.stop)
-            for slot, place, value, peak, window in _kept(kept, rows):
-                feature = slot // 2
-                if (feature, place) in seen:
-                    at = seen[feature, place]
-                    out[feature][at] = replace(out[feature][at], sampled=True)
+            for slot, one in self._kept(kept, block, top):
+                mine = out[slot // 2]
+                if (slot, one.at) in seen:
+                    mine[seen[slot, one.at]] = replace(mine[seen[slot, one.at]], sampled=True)
                     continue
-                seen[feature, place] = len(out[feature])
-                out[feature].append(
-                    self._example(block.start + feature, place, value, peak, window, top, bool(slot & 1))
-                )
+                seen[slot, one.at] = len(mine)
+                mine.append(one)
         return out
 
-    def _example(
-        self, feature: int, place: int, value: float, peak: float, window: np.ndarray, top: bool, held_out: bool
-    ) -> Example:
-        """From what was kept; the window without what would lie outside the document."""
-        number = int(np.searchsorted(self.text.at, place >> OFFSETS))
-        offset, half = place & ((1 << OFFSETS) - 1), len(window) // 2
-        low = max(0, half - offset)
-        high = min(len(window), half + int(self.text.length[number]) - offset)
-        at = int(self.start[number]) + offset
-        values = window[low:high] * np.float32(peak / 255)
-        values[half - low] = value
-        return Example(feature, at, value, at - half + low, values, top, not top, number, held_out)
-
-
-def _kept(kept: Kept, rows: slice) -> Iterator[tuple[int, int, float, float, np.ndarray]]:
-    """(slot from the first of these, place, value, peak, window) of what there is."""
-    key, place, value, peak, window = (
-        t[rows].cpu().numpy() for t in (kept.key, kept.place, kept.value, kept.peak, kept.window)
-    )
-    for slot, column in zip(*(each.tolist() for each in np.nonzero(key < LAST)), strict=True):
-        at = slot, column
-        yield slot, int(place[at]), float(value[at]), float(peak[at]), window[at].astype(np.float32)
+    def _kept(self, kept: Kept, block: slice, top: bool) -> Iterator[tuple[int, Example]]:
+        """(slot from the first of these features, example) of what was kept; windows without what lies outside of the
+        document."""
+        rows = slice(2 * block.start, 2 * block.stop)
+        slot, column = (kept.key[rows] < LAST).nonzero(as_tuple=True)
+        place, value, peak, window = (
+            each[rows][slot, column].cpu().numpy() for each in (kept.place, kept.value, kept.peak, kept.window)
+        )
+        values = window * (peak[:, None] / np.float32(255))
+        half = window.shape[1] // 2
+        values[:, half] = value
+        number, offset = self.text.number(place >> OFFSETS), place & ((1 << OFFSETS) - 1)
+        low = np.maximum(half - offset, 0)
+        high = np.minimum(half + self.text.length[number] - offset, window.shape[1])
+        at = self.start[number] + offset
+        columns = (slot, at, value, at - half + low, low, high, number)
+        for i, (slot, at, value, start, low, high, number) in enumerate(
+            zip(*(c.tolist() for c in columns), strict=True)
+        ):
+            feature, held_out = block.start + slot // 2, bool(slot & 1)
+            yield slot, Example(feature, at, value, start, values[i, low:high], top, not top, number, held_out)
 
 
 def _named(counts: np.ndarray, names: Sequence[str]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 LAST = 2**31 - 1  # the key of nothing
 NOWHERE = 2**63 - 1
+AT_ONCE = 2**14  # slots that are sorted at once
 FIELDS = ("key", "place", "value", "peak", "window")
 
 
@@ -54,8 +55,16 @@ class Kept:
     ) -> None:
         """Keep those that are lower than what is kept. windows: what is to be kept of these of the candidates."""
         chosen = (key <= self.key[:, -1][slot]).nonzero().squeeze(1)
-        if not len(chosen):
-            return
+        part = slot[chosen] // AT_ONCE
+        for number in range(-(-len(self.key) // AT_ONCE)):
+            mine = chosen[part == number] if len(self.key) > AT_ONCE else chosen
+            if len(mine):
+                self._put(slot, key, place, mine, windows)
+
+    def _put(
+        self, slot: Tensor, key: Tensor, place: Tensor, chosen: Tensor, windows: Callable[[Tensor], Windows]
+    ) -> None:
+        """Sort these candidates among what their slots have, and keep the first of each slot."""
         touched, new_slot = slot[chosen].unique(return_inverse=True)
         old_slot = torch.arange(len(touched), device=slot.device).repeat_interleave(self.size)
         slots = torch.cat([old_slot, new_slot])

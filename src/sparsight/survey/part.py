@@ -86,13 +86,16 @@ class Chosen:
 class Part:
     """The files of one process, open to go on where its last checkpoint was.
 
-    settings: what the survey is of; Raises Mismatch where the folder is of another, BadFile where it is damaged.
+    settings: what the survey is of. Raises Mismatch where the folder is of another, BadFile where it is damaged.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], state: State, log_tokens: int | None) -> None:
         self.folder, self.settings, self.state = folder, json.loads(json.dumps(settings)), state
         self.account, self.chosen = Account(), Chosen(log_tokens)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadFile(f"Cannot write '{folder}': {first_line(error)}") from error
         if (folder / STATE).exists():
             self._restore(log_tokens)
         self._files: dict[str, IO[bytes]] = {}
@@ -129,7 +132,10 @@ class Part:
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self.state.tensors().items()}
         tensors["chosen"] = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 5)
         told = {"settings": self.settings, "account": vars(self.account), "last": self.chosen.last}
-        write_aside(self.folder / STATE, lambda path: save_file(tensors, path, {"survey": json.dumps(told)}))
+        try:
+            write_aside(self.folder / STATE, lambda path: save_file(tensors, path, {"survey": json.dumps(told)}))
+        except (OSError, SafetensorError) as error:
+            raise BadFile(f"Cannot write '{self.folder / STATE}': {first_line(error)}") from error
 
     def close(self) -> None:
         for file in self._files.values():

@@ -32,9 +32,9 @@ class SurveySpec:
     checkpoint: float = knob(300.0, "seconds between two checkpoints, from which a killed run goes on")
 
     def __post_init__(self) -> None:
-        for name, least in (("tokens", 1), ("length", 1), ("log_tokens", 0)):
+        for name, least, below in (("tokens", 1, 2**31), ("length", 1, 2**20), ("log_tokens", 0, 2**31)):
             if getattr(self, name) is not None:
-                check_whole(getattr(self, name), name, least)
+                check_whole(getattr(self, name), name, least, below)
         for name in ("top", "samples"):
             check_whole(getattr(self, name), name, 2)
             check(getattr(self, name), name, getattr(self, name) % 2 == 0, "an even number")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from sparsight.corpus.conversation import Conversation
 from sparsight.corpus.corpus import read
 from sparsight.corpus.ranks import place, share
 from sparsight.corpus.selection import draw
+from sparsight.corpus.sources import Files
 from sparsight.corpus.spec import CorpusSpec
 from sparsight.errors import BadInput, Mismatch
 from sparsight.lm.batch import Batch
@@ -41,10 +43,13 @@ from sparsight.survey.directions import directions
 from sparsight.survey.finish import Text, write
 from sparsight.survey.part import STATE, Part, read_state
 from sparsight.survey.spec import SurveySpec
-from sparsight.survey.state import KINDS, Seen, State
+from sparsight.survey.state import KINDS, OFFSETS, Seen, State
 
+LOCK = "lock"
 FREE = ("ahead", "checkpoint")  # knobs that the atlas does not depend on
 BITS = torch.tensor([int(Kind[name.upper()]) for name in KINDS])
+LONGEST = 2**OFFSETS - 1  # tokens of a document
+ENCODE_MEMORY = 2**27  # bytes of dense work of the SAE at any moment
 Tell = Callable[[Progress], None]
 
 
@@ -84,6 +89,7 @@ def survey(
             (folder / STATE).unlink()
         for folder in folders:
             shutil.rmtree(folder)
+        (to / LOCK).unlink()
     return Atlas(to)
 
 
@@ -94,9 +100,10 @@ def _run(
     began, account, state = time.monotonic(), part.account, part.state
     most, last = share(spec.tokens, rank, world), began
     kinds = Kind(int(BITS.sum()) - (0 if spec.bos else int(Kind.BOS)))
-    total = most or (expected(scope.lm, corpus, kinds, spec.length) // world if tell else None)
-    text = read(corpus, account.after, rank, world)
-    made = works(scope.lm, text, spec.pass_tokens, spec.pool, spec.length, account.number)
+    text, length = read(corpus, account.after, rank, world), min(spec.length or LONGEST, LONGEST)
+    known = tell is not None and most is None and isinstance(text.source, Files)  # the hub's are not read twice
+    total = expected(scope.lm, corpus, kinds, length) // world if known else most
+    made = works(scope.lm, text, spec.pass_tokens, spec.pool, length, account.number)
     made = read_ahead(made, spec.ahead) if spec.ahead else made
     with closing(read_ahead(_encoded(scope, made, int(kinds)), 1)) as passes:  # the model runs while this thread counts
         for work, wanted, codes in passes:
@@ -124,7 +131,7 @@ def _encoded(
                 yield work, None, None
                 continue
             wanted = ((work.batch.kinds.flatten() & kinds) != 0).nonzero().squeeze(1)
-            yield work, wanted, scope.sae.encode_codes(_residual(scope, work.batch, wanted))
+            yield work, wanted, scope.sae.encode_codes(_residual(scope, work.batch, wanted), ENCODE_MEMORY)
 
 
 def _count(part: Part, work: Work, wanted: Tensor | None, codes: Codes | None) -> None:
@@ -213,19 +220,20 @@ def _hash(one: Conversation) -> int:
 def _settings(scope: Scope, corpus: CorpusSpec, spec: SurveySpec, world: int) -> dict[str, Any]:
     """What a part and its atlas are of."""
     knobs = {name: value for name, value in asdict(spec).items() if name not in FREE}
-    about = {"sae": scope.sae.fingerprint, "model": scope.lm.name, "hook_point": scope.hook_point}
-    return {**about, "corpus": corpus.identity, "processes": world, **knobs}
+    about = {"sae": scope.sae.fingerprint, "model": scope.lm.name, "tokenizer": vocabulary(scope.lm.tokenizer)}
+    return {**about, "hook_point": scope.hook_point, "corpus": corpus.identity, "processes": world, **knobs}
 
 
 def _there(to: Path, settings: dict[str, Any]) -> Atlas:
     """The atlas that is there. Raises Mismatch where it is of another survey."""
     atlas = Atlas(to)
     about = atlas.about
-    told = {"sae": about.sae, "model": about.model, "hook_point": about.hook_point, "corpus": about.corpus}
-    told |= dict(about.settings)
+    told = {**vars(about), **about.settings, "tokens": about.settings.get("tokens")}
     if other := [f"{n} {told.get(n)!r}, not {v!r}" for n, v in settings.items()
                  if n != "processes" and told.get(n) != v]:  # fmt: skip
         raise Mismatch(f"The atlas '{to}' is of a survey with {'; '.join(other)}: write into another folder.")
+    for left in to.glob("part-*"):  # by one that was killed when all was done
+        shutil.rmtree(left)
     return atlas
 
 
@@ -236,10 +244,9 @@ def _ended(folder: Path) -> bool:
 @contextmanager
 def _alone(to: Path) -> Iterator[None]:
     """Of several processes one at a time; one that is killed holds up nobody."""
-    with (to / ".lock").open("w") as file:
+    with (to / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        (to / ".lock").unlink(missing_ok=True)
 
 
 def _assemble(
@@ -255,18 +262,21 @@ def _assemble(
         languages = _united(state, languages, part.state, part.account.languages)
         state.merge(part.state)
     if not state.tokens:
-        raise BadInput("Nothing to survey: the corpus has no token to count.")
+        why = next((f" First refused: {one}" for part in parts if (one := part.account.first_refused)), "")
+        for folder in folders:
+            shutil.rmtree(folder)
+        raise BadInput(f"Nothing to survey: the corpus has no token to count.{why}")
 
-    def told(done: int) -> None:
+    def told(stage: str, done: int) -> None:
         if tell:
-            tell(Progress("directions", done, sae.d_hidden, "features", time.monotonic() - began))
+            tell(Progress(stage, done, sae.d_hidden, "features", time.monotonic() - began))
 
-    weights = directions(lm, sae, spec.logits, spec.neighbours, told)
+    weights = directions(lm, sae, spec.logits, spec.neighbours, partial(told, "directions"))
     text = Text.of(folders)
     about = About(
         sae=sae.fingerprint,
         model=lm.name,
-        tokenizer=vocabulary(lm.tokenizer),
+        tokenizer=settings["tokenizer"],
         hook_point=scope.hook_point,
         d_hidden=sae.d_hidden,
         tokens=int(text.length.sum()),
@@ -277,7 +287,9 @@ def _assemble(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         program=f"sparsight {__version__}",
     )
-    write(to, about, text, state, languages, [part.chosen for part in parts], weights, sae.device)
+    write(
+        to, about, text, state, languages, [part.chosen for part in parts], weights, sae.device, partial(told, "atlas")
+    )
 
 
 def _united(state: State, names: list[str], other: State, others: list[str]) -> list[str]:
