@@ -515,3 +515,8 @@ def test_meaning_names_a_feature_only_where_the_atlas_was_searched_by_meaning(at
     monkeypatch.setattr("sparsight.atlas.naming.default_embedder", lambda: None)
     with pytest.raises(BadInput, match="Labels there are"):
         named("buccaneer", atlas.texts(), atlas)
+    monkeypatch.setattr("sparsight.atlas.naming.default_embedder", Concepts)
+    for feature in TEXTS:
+        atlas.remove(atlas.label(feature).id)
+    with pytest.raises(BadInput, match="No feature is labelled 'buccaneer'. Labels there are: none"):
+        named("buccaneer", atlas.texts(), atlas)

@@ -73,6 +73,8 @@ def _near(words: str, atlas: Atlas | None) -> list[tuple[int, float]]:
     if embedder is None:
         return []
     known = vectors_of(atlas, embedder)
+    if not len(known.label):
+        return []
     cosines = known.vector @ embedder.embed([words])[0]
     best: dict[int, float] = {}
     for place in cosines.argsort(kind="stable")[::-1][: 4 * TOLD].tolist():

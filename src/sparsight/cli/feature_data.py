@@ -122,9 +122,16 @@ def kinds_of(document: Any, start: int, count: int) -> list[int]:
     return (every[first : first + count] + [int(Kind.TEXT)] * count)[:count]
 
 
-def document_json(atlas: Any, number: int, text: Text) -> dict[str, Any]:
-    """A whole document."""
+def document_json(atlas: Any, number: int, text: Text, fires: Sequence[tuple[Any, Any]] = ()) -> dict[str, Any]:
+    """A whole document. fires: of each feature that was asked for, its places in the tokens file and activations there;
+    the value of a token is the largest of them."""
     document = atlas.document(number)
-    ids = atlas.tokens[document.start : document.start + document.length]
+    end = document.start + document.length
+    values = [0.0] * document.length
+    for places, activations in fires:
+        first, last = places.searchsorted([document.start, end])
+        for place, value in zip(places[first:last].tolist(), activations[first:last].tolist(), strict=True):
+            values[place - document.start] = max(values[place - document.start], value)
     told = {"document": number, "id": document.id, "source": document.source, "language": document.language}
-    return told | {"tokens": text.pieces(ids), "kinds": kinds_of(document, document.start, document.length)}
+    tokens = text.pieces(atlas.tokens[document.start : end])
+    return told | {"tokens": tokens, "values": values, "kinds": kinds_of(document, document.start, document.length)}

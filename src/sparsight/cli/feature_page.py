@@ -19,6 +19,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 COLUMNS = 40  # of a sparkline
 ROLE_COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow", "text": "blue"}
 LISTED = 8  # neighbours and the like
+BEFORE, AFTER = 40, 60  # tokens of a document, around the first place
 QUANTILES = ("0.5", "0.9", "0.99", "0.999")
 
 
@@ -254,17 +255,19 @@ def chip(name: str) -> Text:
     return Text(f" {name}▸ ", style=f"bold {ROLE_COLOURS[name]}") if name else Text(" ▪ ", style="dim")
 
 
-def documents_page(documents: Sequence[Mapping[str, Any]], count: int, chars: int = 400) -> Group:
-    """Documents that were found, the beginning of each."""
-    parts: list[Any] = [
-        Text(f"{count:,} documents" + (f", the first {len(documents)}:" if len(documents) < count else ""))
-    ]
+def documents_page(documents: Sequence[Mapping[str, Any]], count: int) -> Group:
+    """Documents that were found: of each, the tokens around the place where what was asked for first fires."""
+    first = f", the first {len(documents)}" if len(documents) < count else ""
+    parts: list[Any] = [Text(f"{count:,} documents{first}")]
     for one in documents:
         about = " · ".join(filter(None, (f"document {one['document']}", one["source"], one["language"])))
         parts.append(Rule(Text(visible(about), style="dim"), align="left", style="dim"))
-        text = heated({**one, "values": [0.0] * len(one["tokens"])}, 1.0)
-        text.truncate(chars, overflow="ellipsis")
-        parts.append(text)
+        fires = next((place for place, value in enumerate(one["values"]) if value), 0)
+        start = max(fires - BEFORE, 0)
+        part = {name: one[name][start : fires + AFTER] for name in ("tokens", "values", "kinds")}
+        line = heated(part, max(one["values"], default=0.0))
+        more = Text("…", style="dim")
+        parts.append(Text.assemble(more if start else "", line, more if fires + AFTER < len(one["tokens"]) else ""))
     return Group(*parts)
 
 

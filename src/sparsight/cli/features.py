@@ -104,13 +104,14 @@ def _neighbours(atlas: Any, options: dict[str, Any]) -> tuple[Any, Callable[[], 
 
 
 def _documents(atlas: Any, options: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
-    from sparsight.atlas.log import together
+    from sparsight.atlas.log import open_log, together
     from sparsight.cli import feature_page
     from sparsight.cli.feature_data import document_json
 
-    text = _text(atlas, options)
-    numbers = together(atlas, _indices(options["documents"], "--documents"), options["roles"])
-    told = [document_json(atlas, number, text) for number in numbers[: options["top"]]]
+    asked = _indices(options["documents"], "--documents")
+    numbers, log, text = together(atlas, asked, options["roles"]), open_log(atlas), _text(atlas, options)
+    fires = [log.of(feature) for feature in asked] if log else []
+    told = [document_json(atlas, number, text, fires) for number in numbers[: options["top"]]]
     return {"count": len(numbers), "documents": told}, lambda: feature_page.documents_page(told, len(numbers))
 
 

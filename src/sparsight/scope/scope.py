@@ -111,7 +111,8 @@ class Scope:
         if self.atlas is not None and self.sae.scale is None:
             scale = torch.from_numpy(self.atlas.column("scale"))
             self.sae = self.sae.altered(scale=scale.to(self.sae.device, torch.float32))
-        self.features = Features(self.sae, (self.atlas.texts() if self.atlas else {}) | dict(labels or {}))
+        named = (self.atlas.texts() if self.atlas else {}) | dict(labels or {})
+        self.features = Features(self.sae, named, self.atlas)
 
     def _opened(self, atlas: str | Path | Atlas) -> Atlas:
         """The atlas, if it is of this SAE and this tokenizer."""
