@@ -11,6 +11,7 @@ import click
 
 from sparsight import __version__
 from sparsight.cli.features import features
+from sparsight.cli.label import label
 from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
 from sparsight.cli.options import Verbs
 from sparsight.cli.recipes import recipes
@@ -38,6 +39,7 @@ for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, 
 cli.add_command(features)
 cli.add_command(train_plot, "train plot")
 cli.add_command(survey)
+cli.add_command(label)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """A recipe: the settings of every stage in one TOML file. A section is the dataclass that its room reads.
 
 [model] which model; [corpus] which text; [harvest] which activations; [train] which SAE, or several as [[train]], all
-from one harvest; [evaluate] how it is judged; [survey] how its atlas is made. A section that is left out is not needed,
-or as always.
+from one harvest; [evaluate] how it is judged; [survey] how its atlas is made; [label] how its features are
+labelled. A section that is left out is not needed, or as always.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ SPECS = {
     "train": "TrainSpec",
     "evaluate": "EvaluateSpec",
     "survey": "SurveySpec",
+    "label": "LabelSpec",
 }
 
 
@@ -61,6 +62,7 @@ class Recipe:
     train: tuple[Any, ...] = ()
     evaluate: Any = None
     survey: Any = None
+    label: Any = None
 
     def need(self, section: str) -> Recipe:
         """With this section: as it is, or as always. Raises BadInput where that leaves something open."""
@@ -97,7 +99,7 @@ def load_recipe(
     made = resolve(sections(), said, overrides)
     if "train" in made and not isinstance(made["train"], tuple):
         made["train"] = (made["train"],)
-    for section in ("model", "corpus", "harvest", "evaluate", "survey"):
+    for section in ("model", "corpus", "harvest", "evaluate", "survey", "label"):
         if isinstance(made.get(section), tuple):
             raise BadInput(f"A recipe has one [{section}]; only [[train]] may be several.")
     return Recipe(" ".join(about.split()), **made)

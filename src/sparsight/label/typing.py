@@ -1,0 +1,140 @@
+"""What sort of feature it is, from what it does where it fires: the facts that a sentence about it is made of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsight.label.evidence import Evidence, Window
+from sparsight.label.words import folded, places, shape, spans, words
+
+TYPES = (
+    "single token", "word family", "words", "phrase", "output", "position", "role", "format", "language", "context",
+    "dense", "dead", "unclear",
+)  # fmt: skip
+WHOLE = 0.6  # of a token's weight in one whole word, for the word to stand for it
+AGREED = 0.35  # of its weight before a token that its direction makes likelier, to count as saying it
+
+
+class Weights(defaultdict[Any, float]):
+    """Sums of numbers by key."""
+
+    def __init__(self) -> None:
+        super().__init__(float)
+
+
+@dataclass
+class Spoken:
+    """A token that it fires on, without case. share: of the feature's weight. word: what it is shown as; part: whether
+    that is a part of words that differ. words: those that it is in, with their share of this token's weight; before,
+    after: likewise those beside it."""
+
+    share: float
+    word: str
+    part: bool
+    shape: str
+    before: list[tuple[str, float]] = field(default_factory=list)
+    after: list[tuple[str, float]] = field(default_factory=list)
+    words: list[tuple[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Profile:
+    """Shares of the feature's weight: each window weighs as much as the root of its peak, spread over its tokens by
+    their activations. tokens: heaviest first; the others by name, likewise. likelier: of the tokens that follow,
+    those that its direction makes likelier. spelled: how they are shown, where they go on with a word. said: the words
+    of each window up to its focus, and its share."""
+
+    tokens: list[Spoken]
+    shapes: list[tuple[str, float]]
+    places: list[tuple[str, float]]
+    next: list[tuple[str, float]]
+    languages: list[tuple[str, float]]
+    likelier: list[tuple[str, float]]
+    spelled: dict[str, str] = field(default_factory=dict)
+    said: list[tuple[set[str], float]] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether what follows is what its direction makes likelier."""
+        return sum(share for _, share in self.likelier) >= AGREED
+
+
+def profile(evidence: Evidence) -> Profile:
+    """What it fires on, where and before what."""
+    tokens: dict[str, Weights] = defaultdict(Weights)
+    before: dict[str, Weights] = defaultdict(Weights)
+    after: dict[str, Weights] = defaultdict(Weights)
+    counts: dict[str, Weights] = defaultdict(Weights)
+    for window in evidence.firing:
+        each = max(window.values) ** 0.5 / sum(window.values)
+        where, inside = places(window), _words(window)
+        for i, value in enumerate(window.values):
+            if value <= 0:
+                continue
+            weight, key = value * each, folded(window.pieces[i])
+            word, span = inside[i]
+            tokens[key][_shown(window, i, span, word)] += weight
+            before[key][inside[span[0] - 1][0] if span[0] else ""] += weight
+            after[key][inside[span[1]][0] if span[1] < len(inside) else ""] += weight
+            counts["shapes"][shape(window.pieces[i])] += weight
+            counts["places"][where[i]] += weight
+            if i + 1 < len(window.pieces):
+                after_it = folded(window.pieces[i + 1])
+                counts["next"][after_it] += weight
+                counts["goes on"][after_it] += weight if i + 1 < span[1] else -weight
+            counts["languages"][window.language or ""] += weight
+    whole = sum(sum(each.values()) for each in tokens.values()) or 1.0
+    heaviest = sorted(tokens, key=lambda key: (-sum(tokens[key].values()), key))
+    spoken = [_spoken(key, tokens[key], before[key], after[key], whole) for key in heaviest]
+    shares = {name: _shares(counts[name], whole) for name in ("shapes", "places", "next", "languages")}
+    above = {folded(text) for text, _ in evidence.above}
+    likelier = [(text, share) for text, share in shares["next"] if text in above]
+    spelled = {text: f"…{text}" for text, weight in counts["goes on"].items() if weight > 0}
+    said = [({word for at, word in words(w.pieces, w.roles) if at <= w.focus}, max(w.values) ** 0.5 / whole)
+            for w in evidence.firing]  # fmt: skip
+    return Profile(spoken, likelier=likelier, spelled=spelled, said=said, **shares)
+
+
+def _words(window: Window) -> list[tuple[str, tuple[int, int]]]:
+    """Of each token the whole word that it is in, and which tokens that has."""
+    out: list[tuple[str, tuple[int, int]]] = []
+    for first, stop in spans(window.pieces):
+        word = "".join(window.pieces[first:stop])
+        out += [(word.strip().casefold() or word, (first, stop))] * (stop - first)
+    return out
+
+
+def _shown(window: Window, at: int, span: tuple[int, int], word: str) -> tuple[str, str, str, str]:
+    """The whole word; the word up to the token; the token as a part of it; and what the token looks like."""
+    core = folded(window.pieces[at])
+    begins, ends = at == span[0], at == span[1] - 1
+    so_far = folded("".join(window.pieces[span[0] : at + 1])) + "…" * (not ends)
+    part = core if begins and ends else f"{core}…" if begins else f"…{core}" if ends else f"…{core}…"
+    return word, so_far, part, shape(window.pieces[at])
+
+
+def _spoken(key: str, shown: Weights, before: Weights, after: Weights, whole: float) -> Spoken:
+    """The token as the longest of these that most of its weight has alike."""
+    total = sum(shown.values())
+    by: list[Weights] = [Weights(), Weights(), Weights(), Weights()]
+    for ways, weight in shown.items():
+        for counter, way in zip(by, ways, strict=True):
+            counter[way] += weight
+    best = [_ordered(counter)[0] for counter in by]
+    word = next((way for way, weight in best[:2] if weight >= WHOLE * total), best[2][0])
+    look = best[3][0]
+    if look in ("number", "line break", "special", "punctuation"):
+        word = key
+    part = "…" in word and word != key
+    return Spoken(total / whole, word, part, look, _shares(before, total), _shares(after, total), _shares(by[0], total))
+
+
+def _ordered(counts: Weights) -> list[tuple]:
+    """Heaviest first; of equals the first in the alphabet."""
+    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _shares(counts: Weights, whole: float) -> list[tuple[str, float]]:
+    return [(name, weight / whole) for name, weight in _ordered(counts)]
