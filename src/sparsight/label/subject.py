@@ -7,7 +7,9 @@ set to the feature's decoder direction:
 
 (SelfIE, Chen et al. 2024, arXiv 2403.10949; self-explanation of SAE features, Kharlapenko et al. 2024). The right
 strength differs from feature to feature: it is asked at several, in one batch with the prompt as it is, and the answer
-that agrees most with those at other strengths is taken. Words that the untouched prompt gives too say nothing.
+that agrees most with those at other strengths is taken. Words that the untouched prompt gives too say nothing. As in
+SelfIE it is put in early, at the third layer: the layers above have to read it, and the strength would mean little
+right before them, since each begins with a norm.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
     from sparsight.lm.batch import Place, Prompt
     from sparsight.scope.scope import Scope
+
+
+EARLY = 2  # the layer, from 0, after which a direction is put in a word's place
 
 
 class SubjectClient:
@@ -72,7 +77,7 @@ class Injection:
     strengths: tuple[float, ...] = knob(
         (0.5, 1.0, 2.0, 4.0, 8.0), "lengths of what is put there, in median norms of the prompt's residuals"
     )
-    at: str | None = knob(None, "hook point where it is put; None: where the SAE writes")
+    at: str | None = knob(None, "hook point where it is put; None: the third layer, or the SAE's own if that is lower")
     tokens: int = knob(30, "tokens that an answer may have")
 
     def __post_init__(self) -> None:
@@ -94,7 +99,8 @@ class InjectedLabeller:
         self.scope, self.injection = scope, injection or Injection()
         self.model = scope.lm.name
         config = scope.sae.config
-        self.at = self.injection.at or (config.hook_point_out if config.transcoder else None) or scope.hook_point
+        own = (config.hook_point_out if config.transcoder else None) or scope.hook_point
+        self.at = self.injection.at or early(own)
         find(scope.lm.model, self.at)
         self.prompt = prompts.version([prompts.MEANING, self.at], self.injection, {"temperature": 0.0})
         self.labelled = self.nonsense = 0
@@ -145,6 +151,12 @@ class InjectedLabeller:
             flow = lm.activations([prompt], [self.at])[self.at][0, 1:]  # not the first token, whose norm is its own
             self._ready = prompt, places, float(flow.float().norm(dim=-1).median())
         return self._ready
+
+
+def early(hook_point: str) -> str:
+    """The same place in a lower layer: "model.layers.2" for "model.layers.19". What is no layer's output stays."""
+    layers = re.fullmatch(r"(.*\.)(\d+)", hook_point)
+    return f"{layers[1]}{min(int(layers[2]), EARLY)}" if layers else hook_point
 
 
 class Put:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sparsight.atlas.asked import LOST, Asked, answered, keep, spent
 from sparsight.atlas.atlas import Atlas
-from sparsight.errors import OverBudget
+from sparsight.errors import BadInput, OverBudget
 from sparsight.label.clients.client import Answer, Client, Question
 from sparsight.label.clients.endpoint import Failed
 from sparsight.label.clients.spec import EndpointSpec
@@ -68,7 +68,7 @@ class Ledger:
         return self._spent
 
     def ask(self, question: Question, feature: int | None = None) -> Answer:
-        """The answer, from the atlas where it is there. Raises NoAnswer, OverBudget."""
+        """The answer, from the atlas where it is there. Raises NoAnswer, OverBudget, BadInput in a dry run."""
         key = question.purpose, self.client.model, question.key(self.client.settings)
         with self._turn(key):
             told = answered(self.atlas, *key)
@@ -76,6 +76,8 @@ class Ledger:
                 with self._room:
                     self.kept += 1
                 return Answer.from_json(told)
+            if self.spec.dry_run:
+                raise BadInput("This is a dry run: nothing is sent.")
             sent, written = self.client.most(question)
             most = self._price(sent, written)
             answer = self.client.ask(question, lambda: self._attempt(most, key, (int(sent), written), feature))
