@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sparsight.atlas.entries import Label
 from sparsight.errors import TooLong
 from sparsight.label import prompts
 from sparsight.label.clients.client import Question
 from sparsight.label.clients.ledger import Ledger
-from sparsight.label.evidence import Evidence, Window
+from sparsight.label.evidence import Evidence, HeldOut, Window
 from sparsight.label.prompts import Wording
+
+STAND_IN = "some words about when it fires, which are about as long as a label"
 
 
 class PromptedLabeller:
@@ -120,3 +122,19 @@ class ProseJudge:
             )
             out.append((places, asked))
         return out
+
+
+def foreseen(
+    labeller: PromptedLabeller, judge: ProseJudge | None, evidence: Evidence, held_out: HeldOut | None = None
+) -> Iterator[Question]:
+    """What will be asked about a feature, for an estimate: for its label, and for a judge's scores of one that is as
+    long as most are."""
+    question = labeller.question(evidence)
+    if question is None:
+        return
+    yield question
+    if judge and held_out:
+        windows, twice = (*held_out.firing, *held_out.silent), held_out.firing * 2
+        marks = [frozenset([window.focus]) for window in twice]
+        for _, asked in [*judge.questions(windows, STAND_IN), *judge.questions(twice, STAND_IN, marks)]:
+            yield asked

@@ -8,12 +8,12 @@ from typing import Any
 
 from sparsight.errors import BadInput
 from sparsight.label.clients.client import Answer, Hold, Question
-from sparsight.label.clients.endpoint import Endpoint, Shape, most_tokens, whole
+from sparsight.label.clients.endpoint import Endpoint, Shape, Unsaid, most_tokens, whole
 from sparsight.label.clients.spec import EndpointSpec
 
 SERVICE, KEY, VERSION = "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", "2023-06-01"
 WRITTEN, CACHED = 1.25, 0.1  # of the price of a token in, for one that goes into the cache and one that comes from it
-DISPENSABLE = {"temperature": r"temperature", "cache": r"cache_control"}
+DISPENSABLE = {"temperature": r"temperature", "thinking": r"thinking", "cache": r"cache_control"}
 
 
 class AnthropicClient:
@@ -33,20 +33,30 @@ class AnthropicClient:
 
     def ask(self, question: Question, hold: Hold = nullcontext) -> Answer:
         """Raises NoAnswer."""
-        return self.endpoint.post(lambda without: self.body(question, without), read, hold)
+        return self.endpoint.post(lambda without: self.body(question, without), self._read, hold)
 
     def body(self, question: Question, without: frozenset[str] = frozenset()) -> dict[str, Any]:
         """The request, without what this endpoint does not take."""
         shared: dict[str, Any] = {"type": "text", "text": question.shared}
         if "cache" not in without:
             shared["cache_control"] = {"type": "ephemeral"}
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": question.most_tokens + self.spec.thinking,
             "system": [shared],
             "messages": [{"role": "user", "content": question.text}],
         }
-        return body if "temperature" in without else body | {"temperature": self.spec.temperature}
+        if self.spec.temperature is not None and "temperature" not in without:  # newer models have none
+            body["temperature"] = self.spec.temperature
+        if not self.spec.thinking and "thinking" not in without:  # newer models think unless they are told not to
+            body["thinking"] = {"type": "disabled"}
+        return body
+
+    def _read(self, told: Any) -> Answer:
+        answer = read(told)
+        if not answer.text and not self.spec.thinking and told.get("stop_reason") == "max_tokens":
+            raise Unsaid
+        return answer
 
     def most(self, question: Question) -> tuple[float, int]:
         sent, answered = most_tokens(question, self.spec.thinking)

@@ -46,8 +46,13 @@ class Shape(Exception):
     """An answer that is JSON, but not what this kind of API answers."""
 
 
+class Unsaid(Exception):
+    """An answer that ended at its limit before it said anything."""
+
+
 class Endpoint:
-    """Sends JSON to one URL, from several threads. headers may hold the key: it is in no message of ours.
+    """Sends JSON to one URL, from any number of threads, spec.concurrency of them at a time. headers may hold the key:
+    it is in no message of ours.
 
     dispensable: {name: pattern of the refusals that mean it}, of what a body can go without.
     Raises Missing where httpx is not installed.
@@ -66,6 +71,7 @@ class Endpoint:
         self._http = httpx.Client(headers=dict(headers), limits=limits, timeout=timeout, follow_redirects=False)
         self._dispensable, self._without = dispensable, frozenset[str]()
         self._lock, self._closed = threading.Lock(), threading.Event()
+        self._slots = threading.BoundedSemaphore(spec.concurrency)
         self._not_before, self._reached = 0.0, False
 
     def close(self) -> None:
@@ -83,7 +89,7 @@ class Endpoint:
             self._wait(self._not_before - time.monotonic())
             without = self._without
             try:
-                with hold():
+                with self._slots, hold():
                     return self._once(make(without), read)
             except Failed as failure:
                 if self._refused(failure, without):
@@ -130,6 +136,9 @@ class Endpoint:
         except Shape as error:
             why = f"answered in another shape ({error}; is this the right base_url?): {self._first(text)}"
             raise Failed(why, again=False, billed=True) from error
+        except Unsaid as error:
+            why = "used its tokens up before it said anything: give it room to think in (thinking=4096)"
+            raise Failed(why, again=False, billed=True) from error
 
     def _read(self, response: Any, deadline: float) -> bytes:
         """The body. A timeout of httpx is of one piece of it; this one is of all."""
@@ -149,7 +158,7 @@ class Endpoint:
 
     def _refused(self, failure: Failed, without: frozenset[str]) -> bool:
         """Whether it was because of something that the body can go without, and was not yet without."""
-        if failure.status not in (400, 422):
+        if failure.status not in (400, 403, 422):
             return False
         for name, pattern in self._dispensable.items():  # one at a time: the rest may be taken then
             if name not in without and re.search(pattern, str(failure), re.IGNORECASE):

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsight.errors import BadInput
 from sparsight.label.clients.client import Answer, Chances, Hold, Question
-from sparsight.label.clients.endpoint import Endpoint, Shape, most_tokens, whole
+from sparsight.label.clients.endpoint import Endpoint, Shape, Unsaid, most_tokens, whole
 from sparsight.label.clients.spec import EndpointSpec
 
 SERVICE, KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
@@ -35,11 +35,12 @@ class OpenAIClient:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self.endpoint = Endpoint(spec, spec.url(SERVICE, "chat/completions"), headers, key, DISPENSABLE)
         self.spec, self.model, self.at_once = spec, spec.model, spec.concurrency
-        self.settings: Mapping[str, Any] = {"temperature": spec.temperature, "thinking": spec.thinking}
+        self.temperature = spec.temperature or 0.0
+        self.settings: Mapping[str, Any] = {"temperature": self.temperature, "thinking": spec.thinking}
 
     def ask(self, question: Question, hold: Hold = nullcontext) -> Answer:
         """Raises NoAnswer."""
-        return self.endpoint.post(lambda without: self.body(question, without), read, hold)
+        return self.endpoint.post(lambda without: self.body(question, without), self._read, hold)
 
     def body(self, question: Question, without: frozenset[str] = frozenset()) -> dict[str, Any]:
         """The request, without what this endpoint does not take."""
@@ -49,10 +50,16 @@ class OpenAIClient:
         limit = "max_completion_tokens" if "max_tokens" in without else "max_tokens"
         body = {"model": self.model, "messages": said, limit: question.most_tokens + self.spec.thinking}
         if "temperature" not in without:
-            body["temperature"] = self.spec.temperature
+            body["temperature"] = self.temperature
         if question.chances and "logprobs" not in without:
             body |= {"logprobs": True, "top_logprobs": FEWER if "many alternatives" in without else ALTERNATIVES}
         return body
+
+    def _read(self, told: Any) -> Answer:
+        answer = read(told)
+        if not answer.text and not self.spec.thinking and told["choices"][0].get("finish_reason") == "length":
+            raise Unsaid
+        return answer
 
     def most(self, question: Question) -> tuple[float, int]:
         return most_tokens(question, self.spec.thinking)

@@ -26,8 +26,8 @@ class EndpointSpec:
     retries: int = knob(6, "times that a request is sent again after a failure that may pass")
     backoff: float = knob(1.0, "seconds before the first retry; doubled for each further one, up to a minute")
     patience: float = knob(300.0, "longest wait, in seconds, that an endpoint may ask for; a longer one is an error")
-    temperature: float = knob(0.0, "of the answers")
-    thinking: int = knob(0, "tokens that an answer may have beyond what was asked for: models that think need some")
+    temperature: float | None = knob(None, "of the answers; None: 0 where the method has one, else the model's own")
+    thinking: int = knob(0, "tokens that a model may think in before it answers; 0: one that can is asked not to")
     budget: float | None = knob(None, "dollars that this atlas's answers may cost in all, earlier runs counted in")
     price_in: float = knob(0.0, "dollars per million tokens that are sent")
     price_out: float = knob(0.0, "dollars per million tokens that are answered")
@@ -42,10 +42,13 @@ class EndpointSpec:
             _check_url(self.base_url)
         for name, least in (("concurrency", 1), ("retries", 0), ("thinking", 0)):
             check_whole(getattr(self, name), name, least)
-        for name in ("timeout", "backoff", "patience", "temperature", "price_in", "price_out"):
+        for name in ("timeout", "backoff", "patience", "price_in", "price_out"):
             value = finite(getattr(self, name), name)
             check(value, name, value > 0 if name == "timeout" else value >= 0, "a number from 0 up")
         check(self.dry_run, "dry_run", isinstance(self.dry_run, bool), "True or False")
+        if self.temperature is not None:
+            value = finite(self.temperature, "temperature")
+            check(value, "temperature", value >= 0, "a number from 0 up, or None")
         if self.budget is not None:
             value = finite(self.budget, "budget")
             check(value, "budget", value >= 0, "a number of dollars from 0 up")
