@@ -771,11 +771,13 @@ def talker(tokenizer):
 def test_the_model_is_asked_what_its_own_directions_mean_and_is_as_it_was(talker):
     before, early = talker.lm.forward("Once upon a time")[0], Injection(at="model.layers.0")
     labeller = InjectedLabeller(talker, early)
-    plain, answers = labeller.answers(7)
+    plain, answers = labeller._said([None])[0], labeller.answers(7)
     assert len(answers) == 5
     assert len({plain, *answers}) > 2, "what is put there changes what is said, and so does how much"
-    assert (plain, answers) == InjectedLabeller(talker, early).answers(7), "the same again"
-    assert labeller.answers(8) != (plain, answers)
+    assert answers == InjectedLabeller(talker, early).answers(7), "the same again"
+    assert labeller.anyway == InjectedLabeller(talker, early).anyway
+    assert plain in labeller.anyway
+    assert labeller.answers(8) != answers
     labels = [labeller.label(evidence(feature)) for feature in range(6)]
     assert labels == [InjectedLabeller(talker, early).label(evidence(feature)) for feature in range(6)]
     assert labeller.labelled + labeller.nonsense == 6
@@ -787,18 +789,19 @@ def test_what_the_model_says_at_most_strengths_is_the_label(talker, monkeypatch)
     labeller = InjectedLabeller(talker)
     assert labeller.at == HOOK
     said = ["a letter", "ships of pirates", "pirates and ships", "a pirates ship", "\x00 \x00"]
-    monkeypatch.setattr(labeller, "answers", lambda feature: ("a letter", said))
+    monkeypatch.setattr(labeller, "answers", lambda feature: said)
+    monkeypatch.setattr(InjectedLabeller, "anyway", "a letter or a ship")
     label = labeller.label(evidence(5))
     assert (label.feature, label.text, label.method) == (5, "ships of pirates", "subject")
     assert 0 < label.confidence < 1
     assert label.prompt != InjectedLabeller(talker, Injection(tokens=9)).prompt
-    monkeypatch.setattr(labeller, "answers", lambda feature: ("a letter", ["a letter"] * 5))
+    monkeypatch.setattr(labeller, "answers", lambda feature: ["a letter"] * 5)
     assert labeller.label(evidence(5)) is None
     assert (labeller.labelled, labeller.nonsense) == (1, 1)
 
 
 def test_a_direction_is_put_at_the_word_and_nowhere_else(scope):
-    prompt, places, norm = InjectedLabeller(scope)._prompt()
+    prompt, places, norm = InjectedLabeller(scope)._prompt
     assert len(places) == 2
     vector = torch.randn(scope.lm.d_model)
     put = Put(places, [None, vector])
@@ -820,7 +823,7 @@ def test_a_model_without_a_chat_template_is_asked_by_text(tokenizer):
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = None
     scope = Scope(ObservableLanguageModel(llama(max_position_embeddings=8192), tokenizer=plain), random_sae())
-    assert len(InjectedLabeller(scope).answers(3)[1]) == 5
+    assert len(InjectedLabeller(scope).answers(3)) == 5
     answer = SubjectClient(scope).ask(prompts.detect("the sea", judged(3)))
     assert answer.tokens_in > 100
 

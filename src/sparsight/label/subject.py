@@ -6,10 +6,11 @@ set to the feature's decoder direction:
     residual[X]  =  strength · m · W_dec[feature] / |W_dec[feature]|        m: median norm of the prompt's residuals
 
 (SelfIE, Chen et al. 2024, arXiv 2403.10949; self-explanation of SAE features, Kharlapenko et al. 2024). The right
-strength differs from feature to feature: it is asked at several, in one batch with the prompt as it is, and the answer
-that agrees most with those at other strengths is taken. Words that the untouched prompt gives too say nothing. As in
-SelfIE it is put in early, at the third layer: the layers above have to read it, and the strength would mean little
-right before them, since each begins with a norm.
+strength differs from feature to feature: it is asked at several, in one batch, and the answer that agrees most with
+those at other strengths is taken. Words that the model also says to the prompt as it is, or to random directions in
+X's place, tell nothing of a feature: an answer that has no others leaves no label. As in SelfIE the direction is put in
+early, after the third layer: the layers above have to read it, and each of them begins with a norm, so that right before
+the last ones its strength would mean little.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sparsight.atlas.entries import Label
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from sparsight.scope.scope import Scope
 
 
+RANDOM = 4  # directions that show what is said to any
 EARLY = 2  # the layer, from 0, after which a direction is put in a word's place
 
 
@@ -104,11 +107,11 @@ class InjectedLabeller:
         find(scope.lm.model, self.at)
         self.prompt = prompts.version([prompts.MEANING, self.at], self.injection, {"temperature": 0.0})
         self.labelled = self.nonsense = 0
-        self._ready: tuple[Prompt, list[int], float] | None = None
 
     def label(self, evidence: Evidence) -> Label | None:
-        """A label; None where the model's answers at different strengths have nothing in common."""
-        found = most_agreed(*self.answers(evidence.feature))
+        """A label; None where the model's answers at different strengths have nothing in common, or nothing but what
+        it says anyway."""
+        found = most_agreed(self.anyway, self.answers(evidence.feature))
         self.labelled += found is not None
         self.nonsense += found is None
         if found is None:
@@ -116,41 +119,50 @@ class InjectedLabeller:
         text, agreement = found
         return Label(evidence.feature, text, self.method, self.model, self.prompt, confidence=agreement)
 
-    def answers(self, feature: int) -> tuple[str, list[str]]:
-        """What the model says X means as it is, and with the direction in its place at each strength, ascending."""
-        prompt, places, norm = self._prompt()
-        direction = self.scope.sae.W_dec[feature].float()
-        length = float(direction.norm())
-        if not length > 0:
-            return "", []
-        lengths = [None, *(strength * norm / length for strength in self.injection.strengths)]
-        put = Put(places, [None if one is None else one * direction for one in lengths])
-        replies = self.scope.lm.generate(
-            [prompt] * len(lengths),
-            interventions={self.at: put},
-            max_new_tokens=self.injection.tokens,
-            stop=('"', "\n"),
-        )
-        plain, *rest = [reply.text for reply in replies]
-        return plain, rest
+    def answers(self, feature: int) -> list[str]:
+        """What the model says X means with the feature's direction in its place, at each strength, ascending."""
+        return self._said([self.scope.sae.W_dec[feature].float()])
 
+    @cached_property
+    def anyway(self) -> str:
+        """What it says to the prompt as it is, and to random directions."""
+        import torch
+
+        draw = torch.Generator().manual_seed(0)
+        width = self.scope.sae.W_dec.shape[-1]
+        random = [torch.randn(width, generator=draw).to(self.scope.sae.device) for _ in range(RANDOM)]
+        return " ".join(self._said([None, *random]))
+
+    def _said(self, directions: Sequence[Tensor | None]) -> list[str]:
+        """The answers to each direction at each strength; one to None, which is nothing in X's place."""
+        prompt, places, norm = self._prompt
+        vectors: list[Tensor | None] = []
+        for direction in directions:
+            length = 0.0 if direction is None else float(direction.norm())
+            if direction is None or not length:
+                vectors.append(None)
+            else:
+                vectors += [strength * norm / length * direction for strength in self.injection.strengths]
+        options: dict[str, Any] = {"max_new_tokens": self.injection.tokens, "stop": ('"', "\n")}
+        put = {self.at: Put(places, vectors)}
+        return [one.text for one in self.scope.lm.generate([prompt] * len(vectors), interventions=put, **options)]
+
+    @cached_property
     def _prompt(self) -> tuple[Prompt, list[int], float]:
         """The question with the beginning of its answer, where X stands in it, and the median norm of its residuals."""
-        if self._ready is None:
-            from sparsight.lm.text import pieces
+        from sparsight.lm.text import pieces
 
-            lm, (asked, begun) = self.scope.lm, prompts.MEANING
-            if lm.tokenizer.chat_template:
-                chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": begun}]
-                prompt = lm.prompt(chat, continue_final_message=True)
-            else:
-                prompt = lm.prompt(f"{asked}\n{begun}")
-            places = placeholders(pieces(lm.tokenizer, prompt.ids))
-            if not places:
-                raise BadInput(f"The tokenizer of {lm.name} leaves nothing of the word {prompts.PLACEHOLDER!r}.")
-            flow = lm.activations([prompt], [self.at])[self.at][0, 1:]  # not the first token, whose norm is its own
-            self._ready = prompt, places, float(flow.float().norm(dim=-1).median())
-        return self._ready
+        lm, (asked, begun) = self.scope.lm, prompts.MEANING
+        if lm.tokenizer.chat_template:
+            chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": begun}]
+            prompt = lm.prompt(chat, continue_final_message=True)
+        else:
+            prompt = lm.prompt(f"{asked}\n{begun}")
+        places = placeholders(pieces(lm.tokenizer, prompt.ids))
+        if not places:
+            raise BadInput(f"The tokenizer of {lm.name} leaves nothing of the word {prompts.PLACEHOLDER!r}.")
+        flow = lm.activations([prompt], [self.at])[self.at][0, 1:]  # not the first token, whose norm is its own
+        return prompt, places, float(flow.float().norm(dim=-1).median())
 
 
 def early(hook_point: str) -> str:
@@ -186,10 +198,10 @@ def placeholders(pieces: Sequence[str]) -> list[int]:
     return [next(i for i, end in enumerate(ends) if spot < end) for spot in spots]
 
 
-def most_agreed(plain: str, answers: Sequence[str]) -> tuple[str, float] | None:
+def most_agreed(anyway: str, answers: Sequence[str]) -> tuple[str, float] | None:
     """The answer that shares most of its words with the others, and how much: the mean share of words in common
-    (Jaccard), without those of the plain answer. None where no two have one in common. Of equals, the first."""
-    known = _words(plain)
+    (Jaccard), without those that are said anyway. None where no two have one in common. Of equals, the first."""
+    known = _words(anyway)
     read = [(label, _words(label) - known) for label in map(prompts.read_meaning, answers) if label]
     told = [(label, words) for label, words in read if words]
     best, most = None, 0.0
