@@ -8,9 +8,9 @@ set to the feature's decoder direction:
 (SelfIE, Chen et al. 2024, arXiv 2403.10949; self-explanation of SAE features, Kharlapenko et al. 2024). The right
 strength differs from feature to feature: it is asked at several, in one batch, and the answer that agrees most with
 those at other strengths is taken. Words that the model also says to the prompt as it is, or to random directions in
-X's place, tell nothing of a feature: an answer that has no others leaves no label. As in SelfIE the direction is put in
-early, after the third layer: the layers above have to read it, and each of them begins with a norm, so that right before
-the last ones its strength would mean little.
+X's place, tell nothing of a feature: an answer that has no others leaves no label. As in SelfIE the direction is put
+in early, after the third layer: the layers above have to read it, and each of them begins with a norm, so that right
+before the last ones its strength would mean little.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class Endpoint:
         try:
             told = json.loads(text)
             error = told.get("error", told) if isinstance(told, Mapping) else told
-            text = error.get("message") or text if isinstance(error, Mapping) else str(error)
+            text = error.get("message") or error.get("detail") or text if isinstance(error, Mapping) else str(error)
         except (ValueError, RecursionError):
             pass
         lines = [line.strip() for line in str(text).splitlines() if line.strip()]
