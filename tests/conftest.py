@@ -10,6 +10,7 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:The SAE explains nothing:UserWar
 from jaxtyping import install_import_hook
 
 CHECKED = ["sparsight.lm", "sparsight.sae", "sparsight.scope", "sparsight.shards", "sparsight.harvest"]
+CHECKED += ["sparsight.survey.state", "sparsight.survey.directions"]
 install_import_hook(CHECKED, "shapes.check")
 
 import pytest

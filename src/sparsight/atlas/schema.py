@@ -15,6 +15,7 @@ CREATE TABLE feature (
     max REAL NOT NULL, scale REAL NOT NULL, documents INTEGER NOT NULL, role TEXT, language TEXT,
     flags TEXT NOT NULL, more BLOB NOT NULL
 );
+CREATE INDEX feature_figures ON feature (density, max, mean, documents, role, language, flags);
 CREATE TABLE example (feature INTEGER PRIMARY KEY, packed BLOB NOT NULL);
 CREATE TABLE label (
     id INTEGER PRIMARY KEY, feature INTEGER NOT NULL, text TEXT NOT NULL, method TEXT NOT NULL, model TEXT NOT NULL,

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 import click
 
 from sparsight import __version__
+from sparsight.cli.features import features
+from sparsight.cli.label import label
 from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
 from sparsight.cli.options import Verbs
 from sparsight.cli.recipes import recipes
+from sparsight.cli.survey import survey
 from sparsight.cli.talk import chat, demo, doctor, info, read
 from sparsight.errors import SparsightError
 
@@ -33,7 +36,10 @@ def cli(ctx: click.Context) -> None:
 
 for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, convert):
     cli.add_command(verb)
+cli.add_command(features)
 cli.add_command(train_plot, "train plot")
+cli.add_command(survey)
+cli.add_command(label)
 
 
 def main(args: Sequence[str] | None = None) -> int:

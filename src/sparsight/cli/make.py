@@ -54,7 +54,7 @@ def harvest(recipe: str | None, to: str, settings: tuple[str, ...], json_: bool,
     from sparsight.harvest.harvest import harvest as run
     from sparsight.recipes.lineage import of_corpus, of_model, write_lineage
 
-    lm = open_model(_on_own_gpu(made.model))
+    lm = open_model(on_own_gpu(made.model))
     with Bar() as tell:
         out = run(lm, made.corpus, made.harvest, to, tell=tell)
     if _first():
@@ -234,7 +234,7 @@ def convert(source: str, to: str, as_: str) -> None:
     click.echo(f"Wrote {run(source, to, as_)}")
 
 
-def _on_own_gpu(model: Any) -> Any:
+def on_own_gpu(model: Any) -> Any:
     """The model's settings with, of several processes that torchrun started, each on a GPU of its own, if no device is
     said."""
     from sparsight.lm.pretrained import best_device
@@ -247,6 +247,6 @@ def _on_own_gpu(model: Any) -> Any:
 
 def _first() -> bool:
     """Whether this is the only process, or the first of those that torchrun started."""
-    from sparsight.harvest.ranks import place
+    from sparsight.corpus.ranks import place
 
     return place()[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import dataclass, field, fields
@@ -73,6 +74,12 @@ class CorpusSpec:
         for name in ("most_characters", "most_turns"):
             if getattr(self, name) is not None:
                 check_whole(getattr(self, name), name, getattr(self, name.replace("most", "least")))
+
+    @property
+    def identity(self) -> str:
+        """What identifies the text: what is not as always, as JSON. Never the token of a login."""
+        said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return json.dumps({name: value for name, value in said.items() if name not in ("hub_token", "most_unreadable")})
 
     @classmethod
     def knobs(cls) -> dict[str, str]:

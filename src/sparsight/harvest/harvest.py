@@ -17,22 +17,19 @@ from typing import Any
 
 import torch
 
-from sparsight.corpus.corpus import read
+from sparsight.corpus.ranks import place
 from sparsight.corpus.spec import CorpusSpec
 from sparsight.disk import first_line, read_json, write_json
-from sparsight.errors import BadFile, BadInput, Mismatch, NoChatTemplate
-from sparsight.harvest.ranks import place
+from sparsight.errors import BadFile, Mismatch
 from sparsight.harvest.spec import Harvested, HarvestSpec
 from sparsight.harvest.stream import Reader, measure
-from sparsight.harvest.work import prompt_of
 from sparsight.lm.lm import ObservableLanguageModel
-from sparsight.lm.pack import cut
 from sparsight.records import Progress
+from sparsight.scope import work
 from sparsight.shards.manifest import NAME, Manifest, read_manifest
 from sparsight.shards.read_ahead import read_ahead
 from sparsight.shards.writer import ShardWriter
 
-SAMPLE = 1000  # conversations that are tokenised to tell how many tokens the corpus has
 FREE = ("ahead", "tokens_per_shard")  # knobs that the rows do not depend on; the second is the manifest's
 
 
@@ -77,29 +74,10 @@ def harvest(
 
 
 def expected(lm: ObservableLanguageModel, corpus: CorpusSpec, spec: HarvestSpec) -> int:
-    """How many tokens a harvest keeps, at most: `tokens`, else an estimate from the characters of the whole corpus,
-    which is read for it; the tokens of a character, and the share that is kept, are those of its first conversations.
-    """
+    """How many tokens a harvest keeps, at most: `tokens`, else an estimate that reads the whole corpus."""
     if spec.tokens is not None:
         return spec.tokens
-    longest = min((limit for limit in (spec.length, lm.context) if limit), default=None)
-    characters = tokens = kept = whole = 0
-    kinds, rest = int(spec.kinds), 0.0
-    for number, conversation in enumerate(read(corpus), 1):
-        if number <= SAMPLE:
-            try:
-                prompt = prompt_of(lm, conversation)
-            except NoChatTemplate:
-                raise
-            except BadInput:
-                continue
-            left = cut(prompt, longest)
-            characters, whole = characters + conversation.characters, whole + len(prompt)
-            tokens, kept = tokens + len(left), kept + sum(1 for kind in left.kinds if int(kind) & kinds)
-        elif characters:
-            guess = conversation.characters * whole / characters
-            rest += guess if longest is None else min(guess, longest)
-    return kept + round(rest * kept / max(tokens, 1))
+    return work.expected(lm, corpus, spec.kinds, spec.length)
 
 
 def _manifest(lm: ObservableLanguageModel, corpus: CorpusSpec, spec: HarvestSpec, path: Path, world: int) -> Manifest:
@@ -122,7 +100,7 @@ def _manifest(lm: ObservableLanguageModel, corpus: CorpusSpec, spec: HarvestSpec
         model_revision=getattr(lm.model.config, "_commit_hash", None) or "",
         hook_points=_widths(lm, spec),
         dtype=spec.dtype,
-        corpus=_identity(corpus),
+        corpus=corpus.identity,
         chat_template=hashlib.sha256(json.dumps(template).encode()).hexdigest()[:16] if template else "",
         kept=spec.keep,
         tokens_per_shard=spec.tokens_per_shard,
@@ -136,12 +114,6 @@ def _widths(lm: ObservableLanguageModel, spec: HarvestSpec) -> dict[str, int]:
     token = torch.zeros(1, 1, dtype=torch.int64, device=lm.device)
     flows = lm.activations(token, spec.hook_points)
     return {point: int(flows[point].shape[-1]) for point in spec.hook_points}
-
-
-def _identity(corpus: CorpusSpec) -> str:
-    """What identifies the text: what of its spec is not as always, as JSON. Never the token of a login."""
-    said = {f.name: getattr(corpus, f.name) for f in fields(corpus) if getattr(corpus, f.name) != f.default}
-    return json.dumps({name: value for name, value in said.items() if name not in ("hub_token", "most_unreadable")})
 
 
 def _account_file(path: Path, rank: int) -> Path:

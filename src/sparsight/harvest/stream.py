@@ -19,14 +19,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparsight.corpus.corpus import read
+from sparsight.corpus.ranks import place, share
 from sparsight.corpus.spec import CorpusSpec
 from sparsight.errors import BadInput
-from sparsight.harvest.ranks import place, share
 from sparsight.harvest.spec import KINDS, HarvestSpec
-from sparsight.harvest.work import Work, works
 from sparsight.lm.batch import Batch
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.records import Kind
+from sparsight.scope.work import Work, works
 from sparsight.shards.manifest import DTYPES
 from sparsight.shards.read_ahead import read_ahead
 
@@ -138,8 +138,9 @@ class Reader:
     def __iter__(self) -> Generator[tuple[dict[str, Any], Piece], None, None]:
         if self.most is not None and self.counts.tokens >= self.most:
             return
-        made = works(self.lm, self.corpus, self.spec, self.first)
-        ahead = read_ahead(made, self.spec.ahead) if self.spec.ahead else made
+        spec = self.spec
+        made = works(self.lm, self.corpus, spec.pass_tokens, spec.pool, spec.length, self.first)
+        ahead = read_ahead(made, spec.ahead) if spec.ahead else made
         with closing(ahead):
             for work in ahead:
                 here = {"after": work.after, "pass": work.number, "counts": self.counts.said()}
@@ -152,7 +153,7 @@ class Reader:
 
     def _count(self, work: Work) -> None:
         counts, self.tally = self.counts, work.tally
-        counts.conversations += len(work.numbers)
+        counts.conversations += len(work.conversations)
         counts.cut += work.cut
         counts.refused += work.refused
         counts.first_refused = counts.first_refused or work.why
@@ -177,7 +178,7 @@ class Reader:
         self.counts.kept.update(by_kind(kinds))
         if not len(wanted):
             return None
-        numbers = torch.tensor(work.numbers)[wanted // batch.ids.shape[1]]
+        numbers = torch.tensor([one.position for one in work.conversations])[wanted // batch.ids.shape[1]]
         return {**rows, "ids": batch.ids.flatten().cpu()[wanted], "kinds": kinds, "conversations": numbers}
 
     def _rows(self, batch: Batch, wanted: Int[Tensor, " token"]) -> Piece:

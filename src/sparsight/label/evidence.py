@@ -19,6 +19,7 @@ class Window:
     feature's activation (0 where it is silent), and its records.Kind bits. focus: the token of the peak where it
     fires; where it is silent, the token that could have been one. why: "top" or "sample" of where it fires; where it
     is silent "random", "near miss" (its own token, yet silent) or "neighbour" (a feature with a like direction fires).
+    start: how many tokens of the document are before it.
     """
 
     pieces: tuple[str, ...]
@@ -29,6 +30,7 @@ class Window:
     why: Why
     document: int
     language: str | None = None
+    start: int = 0
 
     @property
     def fires(self) -> bool:

@@ -1,7 +1,8 @@
 """A recipe: the settings of every stage in one TOML file. A section is the dataclass that its room reads.
 
 [model] which model; [corpus] which text; [harvest] which activations; [train] which SAE, or several as [[train]], all
-from one harvest; [evaluate] how it is judged. A section that is left out is not needed, or as always.
+from one harvest; [evaluate] how it is judged; [survey] how its atlas is made; [label] how its features are
+labelled. A section that is left out is not needed, or as always.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ class ModelSpec:
     device: str | None = knob(None, "cpu, cuda, mps, or auto for all GPUs; none: the GPU where there is one")
 
 
-SPECS = {"corpus": "CorpusSpec", "harvest": "HarvestSpec", "train": "TrainSpec", "evaluate": "EvaluateSpec"}
+SPECS = {
+    "corpus": "CorpusSpec",
+    "harvest": "HarvestSpec",
+    "train": "TrainSpec",
+    "evaluate": "EvaluateSpec",
+    "survey": "SurveySpec",
+    "label": "LabelSpec",
+}
 
 
 @cache
@@ -53,6 +61,8 @@ class Recipe:
     harvest: Any = None
     train: tuple[Any, ...] = ()
     evaluate: Any = None
+    survey: Any = None
+    label: Any = None
 
     def need(self, section: str) -> Recipe:
         """With this section: as it is, or as always. Raises BadInput where that leaves something open."""
@@ -89,7 +99,7 @@ def load_recipe(
     made = resolve(sections(), said, overrides)
     if "train" in made and not isinstance(made["train"], tuple):
         made["train"] = (made["train"],)
-    for section in ("model", "corpus", "harvest", "evaluate"):
+    for section in ("model", "corpus", "harvest", "evaluate", "survey", "label"):
         if isinstance(made.get(section), tuple):
             raise BadInput(f"A recipe has one [{section}]; only [[train]] may be several.")
     return Recipe(" ".join(about.split()), **made)

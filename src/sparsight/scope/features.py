@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsight.atlas.atlas import Atlas
+from sparsight.atlas.naming import named
 from sparsight.edits import Edit, Feature
 from sparsight.errors import BadInput, NoFeature
 from sparsight.records import finite, is_whole
@@ -26,18 +28,21 @@ FARTHEST = 2**31  # token positions
 
 
 class Features:
-    """All features of an SAE: by index, or by (part of) their label."""
+    """All features of an SAE: by index, or by (part of) their label, as atlas/naming.py reads it.
 
-    def __init__(self, sae: SparseAutoEncoder, labels: Mapping[int, str] | None = None):
-        self.sae, self.labels = sae, dict(labels or {})
+    atlas: where more is known of labels than their texts: whose they are, and what they mean.
+    """
+
+    def __init__(self, sae: SparseAutoEncoder, labels: Mapping[int, str] | None = None, atlas: Atlas | None = None):
+        self.sae, self.labels, self.atlas = sae, dict(labels or {}), atlas
 
     def __len__(self) -> int:
         return self.sae.d_hidden
 
     def __getitem__(self, key: Any) -> Feature:
-        """Raises NoFeature for an index outside the SAE, BadInput for a label that fits none, or more than one."""
+        """Raises NoFeature for an index outside the SAE, BadInput for words that no label has, or several."""
         if isinstance(key, str):
-            key = self._labelled(key)
+            key = named(key, self.labels, self.atlas)
         if isinstance(key, Tensor) and key.ndim == 0 and not key.is_floating_point() and key.dtype != torch.bool:
             key = int(key)
         if not is_whole(key):
@@ -74,17 +79,6 @@ class Features:
         else:
             edit = feature.pin(strength(number)) if not sign else feature.nudge(strength(sign + number))
         return edit if where is None else edit.on(place(where))
-
-    def _labelled(self, words: str) -> int:
-        exact = [index for index, label in self.labels.items() if label.lower() == words.lower()]
-        found = exact or [index for index, label in self.labels.items() if words.lower() in label.lower()]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            several = ", ".join(f"{index} ({self.labels[index]})" for index in found[:6])
-            raise BadInput(f"Several features are labelled {words!r}: {several}. Name one by its index.")
-        known = ", ".join(list(self.labels.values())[:8]) or "none"
-        raise BadInput(f"No feature is labelled {words!r}. Labels there are: {known}.")
 
 
 def is_index(words: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from sparsight.atlas.atlas import Atlas
 from sparsight.disk import read_json
 from sparsight.errors import BadFile, BadInput, Mismatch
 from sparsight.lm.lm import ObservableLanguageModel
@@ -27,6 +28,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     tokenizer: Any = None,
+    atlas: str | Path | Atlas | None = None,
     check: bool = True,
 ) -> Scope:
     """A Scope.
@@ -34,6 +36,7 @@ def load(
     model: "demo", the small model inside the package, with its SAE and labels; else a name on the hub, a folder, a
     loaded model. sae: a file, a folder, a repository or an SAE; needed for every model but the demo.
     hook_point: where the SAE reads; None takes what the SAE says. device, dtype: see ObservableLanguageModel.
+    atlas: the folder of the SAE's atlas, which has the labels of its features, and their units; see Scope.
     check: read about a thousand tokens, and warn where the SAE explains nothing of them (scope/pairing.py). On a CPU
     only where model and SAE have 50M parameters or fewer, and not for the demo as it comes.
     """
@@ -52,14 +55,14 @@ def load(
         sae = load_sae(sae, dtype=lm.dtype)
     lm.name = name or lm.name
     check_made_for(sae, lm)
-    scope = Scope(lm, sae, hook_point)
+    scope = Scope(lm, sae, hook_point, atlas=atlas)
     if check and lm.has_tokenizer and is_cheap(lm, scope.sae):
         try:
             check_pairing(lm, scope.sae, scope.hook_point, stacklevel=3)
         except BadInput as why:
             warnings.warn(f"Whether this SAE fits this model could not be checked. {why}", stacklevel=2)
     if name and scope.hook_point == sae.config.hook_point:
-        scope.features.labels |= read_labels(demo_folder() / "labels.json", sae.fingerprint)
+        scope.features.labels = read_labels(demo_folder() / "labels.json", sae.fingerprint) | scope.features.labels
     return scope
 
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsight.atlas.atlas import Atlas
 from sparsight.edits import Controller, Edits
 from sparsight.errors import BadInput, Mismatch
 from sparsight.lm.batch import Prompt
 from sparsight.lm.generate import Piece, sampling_of, stream
 from sparsight.lm.lm import ObservableLanguageModel, is_many
 from sparsight.lm.tap import find
+from sparsight.lm.text import vocabulary
 from sparsight.records import Message, Receipt, Sampling
 from sparsight.sae.codes import Codes
 from sparsight.sae.sae import SparseAutoEncoder
@@ -79,8 +82,10 @@ class Comparison:
 class Scope:
     """A model and the SAE that reads it.
 
-    hook_point: where; None takes the SAE's own. labels: feature index -> words. Raises Mismatch where the SAE was
-    made for another width, NoHookPoint for a place that the model does not have.
+    hook_point: where; None takes the SAE's own. labels: feature index -> words. atlas: of this SAE, or its folder: what
+    it says of features are their labels, where `labels` says nothing, and its scale is the feature unit where the SAE
+    has none of its own. Raises Mismatch where the SAE was made for another width, or the atlas for another SAE or
+    tokenizer; NoHookPoint for a place that the model does not have.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Scope:
         sae: SparseAutoEncoder,
         hook_point: str | None = None,
         labels: Mapping[int, str] | None = None,
+        atlas: str | Path | Atlas | None = None,
     ):
         point = hook_point or sae.config.hook_point
         if point is None:
@@ -101,7 +107,17 @@ class Scope:
         device = next((p.device for p in module.parameters()), lm.device)
         self.lm, self.hook_point = lm, point
         self.sae = sae if (sae.device, sae.dtype) == (device, lm.dtype) else sae.moved(device, lm.dtype)
-        self.features = Features(self.sae, labels)
+        self.atlas = None if atlas is None else self._opened(atlas)
+        if self.atlas is not None and self.sae.scale is None:
+            scale = torch.from_numpy(self.atlas.column("scale"))
+            self.sae = self.sae.altered(scale=scale.to(self.sae.device, torch.float32))
+        self.features = Features(self.sae, (self.atlas.texts() if self.atlas else {}) | dict(labels or {}))
+
+    def _opened(self, atlas: str | Path | Atlas) -> Atlas:
+        """The atlas, if it is of this SAE and this tokenizer."""
+        folder = atlas.folder if isinstance(atlas, Atlas) else atlas
+        tokenizer = vocabulary(self.lm.tokenizer) if self.lm.has_tokenizer else None
+        return Atlas(folder, sae=self.sae.fingerprint, tokenizer=tokenizer)
 
     def __repr__(self) -> str:
         return f"Scope({self.lm.name}, {self.hook_point}, {self.sae.d_hidden:,} features)"
@@ -123,6 +139,7 @@ class Scope:
             "activation": sae.config.activation + (f" (k {sae.config.k})" if sae.config.k else ""),
             "feature scales": sae.scale is not None,
             "labels": len(self.features.labels),
+            "atlas": None if self.atlas is None else str(self.atlas.folder),
             "SAE made for": sae.config.model,
             "SAE fingerprint": sae.fingerprint,
             **{f"SAE {name}": value for name, value in flat(sae.config.notes)},

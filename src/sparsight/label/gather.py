@@ -1,0 +1,281 @@
+"""From an atlas, its activation log and a tokenizer: what a labeller is shown of a feature, and what its label is
+scored on. A document belongs to the one or to the other (atlas.entries.is_held_out).
+
+All windows are cut alike, so that nothing but their text tells where a feature fires. Silent ones are of three sorts:
+random places; near misses, where a token that it fires on stands and it does not; places where a feature with a like
+direction fires and it does not. In each the feature is silent throughout.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from sparsight.atlas.atlas import Atlas
+from sparsight.atlas.entries import Example, Statistics
+from sparsight.label.evidence import Evidence, HeldOut, Why, Window
+from sparsight.label.pieces import Pieces
+from sparsight.label.spec import LabelSpec
+from sparsight.label.words import role_of, words
+
+DRAWN = 6  # places that are drawn for each silent window, as many will not do
+NEIGHBOURS = 6  # of the nearest by decoder cosine
+BACKGROUND = 3_000  # windows that words are counted in
+SHARES = (("near miss", 0.25), ("neighbour", 0.25))
+LEAST_LIKELY_SILENT = 0.9  # without a log: the chance that a random window is silent, at least
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """The documents on one side of the split: numbers, and where the tokens of each end, one after the other."""
+
+    documents: Int[np.ndarray, " document"]
+    ends: Int[np.ndarray, " document"]
+
+
+@dataclass(frozen=True, eq=False)
+class Firing:
+    """Where a feature fires, as far as it is known: places ascending, and activations. examples: of the atlas."""
+
+    places: Int[np.ndarray, " fire"]
+    values: Any
+    examples: Sequence[Example]
+
+
+class Gatherer:
+    """log: an ActivationLog. Without one, firing windows are the atlas's examples, and silent ones are drawn only
+    for features so rare that a random window is all but surely silent."""
+
+    def __init__(self, atlas: Atlas, tokenizer: Any, spec: LabelSpec, log: Any = None) -> None:
+        self.atlas, self.spec, self.log = atlas, spec, log
+        self.pieces = Pieces(tokenizer)
+        self.starts, self.lengths, held_out, self.languages = self._documents()
+        logged = np.zeros(len(self.starts), bool)
+        logged[slice(None) if log is None else log.documents] = True
+        self.logged, self.held_out = logged, held_out
+        self._kinds = lru_cache(4096)(self._kinds_of)
+        self._log = lru_cache(1024)(self._log_of)
+        self._halves: dict[bool, Half] = {}
+        self._by_token: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
+
+    # ── what is handed out ───────────────────────────────────────────────────────────────────────────────────────
+
+    def evidence(self, feature: int) -> Evidence:
+        """What a labeller is shown. Raises NoFeature."""
+        statistics, firing = self.atlas.statistics(feature), self._firing(feature)
+        rng = np.random.default_rng([self.spec.seed, feature, 0])
+        top = [e.at for e in firing.examples if e.top and not e.held_out][: (self.spec.firing + 1) // 2]
+        fair = self._fair(firing, False, self.spec.firing - len(top), rng, taken=top)
+        windows = [self._window(at, why, firing) for why, ats in (("top", top), ("sample", fair)) for at in ats]
+        windows.sort(key=lambda w: -max(w.values))
+        fires = max(statistics.fires, 1)
+        spoken = [(id, n / fires) for id, n in statistics.top_tokens]
+        texts = [self.pieces.texts(p) for p in (statistics.top_logits, statistics.bottom_logits, spoken)]
+        silent = self._silent(statistics, firing, windows, False, self.spec.silent, rng)
+        return Evidence(feature, statistics, tuple(windows), silent, *texts, self.roles, self.spoken)
+
+    def held_out_of(self, feature: int) -> HeldOut:
+        """What its label is scored on. Raises NoFeature."""
+        statistics, firing = self.atlas.statistics(feature), self._firing(feature)
+        rng = np.random.default_rng([self.spec.seed, feature, 1])
+        number = self.spec.held_out
+        windows = [self._window(at, "sample", firing) for at in self._fair(firing, True, number, rng)]
+        return HeldOut(feature, tuple(windows), self._silent(statistics, firing, windows, True, number, rng))
+
+    def background(self) -> dict[str, float]:
+        """{word: share of random windows that have it}, of the documents that are not held out."""
+        rng = np.random.default_rng([self.spec.seed])
+        counts: Counter[str] = Counter()
+        places = self._random(False, BACKGROUND, rng) if len(self._half(False).documents) else []
+        for at in places:
+            number = self.atlas.document_of(int(at))
+            start = int(self.starts[number])
+            lo, hi = max(int(at) - self.spec.before, start), int(at) + 1
+            roles = self._kinds(number)[lo - start : hi - start].tolist()
+            counts.update({word for _, word in words(self.pieces(self.atlas.tokens[lo:hi].tolist()), roles)})
+        return {word: n / len(places) for word, n in counts.items() if n > 1}
+
+    # ── where it fires ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _firing(self, feature: int) -> Firing:
+        return Firing(*self._log(feature), self.atlas.examples(feature))
+
+    def _log_of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.log is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        return self.log.of(feature)
+
+    def _fair(
+        self, firing: Firing, held_out: bool, number: int, rng: np.random.Generator, taken: Iterable[int] = ()
+    ) -> list[int]:
+        """Places of a fair sample of all that it does in one half, no two windows over the same tokens."""
+        mine = firing.places[self.held_out[self._document_of(firing.places)] == held_out]
+        drawn = rng.choice(mine, min(len(mine), DRAWN * number), replace=False).tolist() if len(mine) else []
+        drawn += [e.at for e in firing.examples if e.sampled and e.held_out == held_out]
+        return self._apart(drawn, number, taken)
+
+    def _apart(self, places: Iterable[int], number: int, taken: Iterable[int] = ()) -> list[int]:
+        """The first so many of them that are not within a window of each other."""
+        span = self.spec.before + self.spec.after + 1
+        used, out = {int(at) // span for at in taken}, []
+        for at in places:
+            if len(out) >= number:
+                break
+            if at // span not in used:
+                used.add(at // span)
+                out.append(int(at))
+        return out
+
+    # ── where it is silent ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _silent(
+        self,
+        statistics: Statistics,
+        firing: Firing,
+        shown: Sequence[Window],
+        held_out: bool,
+        number: int,
+        rng: np.random.Generator,
+    ) -> tuple[Window, ...]:
+        if not len(self._half(held_out).documents):
+            return ()
+        if self.log is None:
+            span = self.spec.before + self.spec.after + 1
+            if (1 - statistics.density) ** span < LEAST_LIKELY_SILENT:
+                return ()
+        out: list[tuple[int, Why]] = []
+        for why, share in SHARES:
+            draw = self._near_misses(shown, held_out, rng) if why == "near miss" else self._beside(
+                statistics, held_out, rng)  # fmt: skip
+            found = self._apart(self._quiet(draw, firing), round(share * number), (at for at, _ in out))
+            out += [(at, why) for at in found]  # type: ignore[misc]
+        random = self._quiet(self._random(held_out, DRAWN * number, rng), firing)
+        out += [(at, "random") for at in self._apart(random, number - len(out), (at for at, _ in out))]
+        return tuple(self._window(at, why, firing) for at, why in out)
+
+    def _random(self, held_out: bool, number: int, rng: np.random.Generator) -> np.ndarray:
+        """Places anywhere in the documents of one half."""
+        half = self._half(held_out)
+        drawn = rng.integers(0, half.ends[-1], number)
+        which = np.searchsorted(half.ends, drawn, side="right")
+        return self.starts[half.documents[which]] + drawn - (half.ends[which] - self.lengths[half.documents[which]])
+
+    def _near_misses(self, shown: Sequence[Window], held_out: bool, rng: np.random.Generator) -> np.ndarray:
+        """Places of the tokens that it fires on."""
+        if self.log is None or not shown:
+            return np.zeros(0, np.int64)
+        places, ids = self._index(held_out)
+        drawn = []
+        for window in [*shown] * 2:
+            id = window.ids[window.focus]
+            first, last = np.searchsorted(ids, [id, id + 1])
+            if last > first:
+                drawn.append(places[rng.integers(first, last, 4)])
+        return rng.permutation(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
+
+    def _beside(self, statistics: Statistics, held_out: bool, rng: np.random.Generator) -> np.ndarray:
+        """Places where the features with the nearest directions fire."""
+        drawn = []
+        for other, _ in statistics.neighbours[:NEIGHBOURS]:
+            places, _ = self._log(other)
+            mine = places[self.held_out[self._document_of(places)] == held_out]
+            if len(mine):
+                drawn.append(rng.choice(mine, min(len(mine), self.spec.held_out)))
+        return rng.permutation(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
+
+    def _quiet(self, places: np.ndarray, firing: Firing) -> list[int]:
+        """Those in whose windows it does not fire at all, as far as it is known."""
+        places = np.asarray(places, np.int64)
+        first, last = np.searchsorted(firing.places, [places - self.spec.before, places + self.spec.after + 1])
+        quiet = first == last
+        if self.log is None:
+            told = {example.document for example in firing.examples}
+            quiet &= np.array([document not in told for document in self._document_of(places)], bool)
+        return places[quiet].tolist()
+
+    # ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _window(self, at: int, why: Any, firing: Firing) -> Window:
+        number = int(self._document_of(np.array([at]))[0])
+        start = int(self.starts[number])
+        lo = max(at - self.spec.before, start)
+        hi = min(at + self.spec.after + 1, start + int(self.lengths[number]))
+        if self.log is not None and self.logged[number]:
+            values = np.zeros(hi - lo, np.float32)
+            first, last = np.searchsorted(firing.places, [lo, hi])
+            values[firing.places[first:last] - lo] = firing.values[first:last]
+        else:
+            lo, hi, values = self._told(at, lo, hi, firing)
+        ids = tuple(self.atlas.tokens[lo:hi].tolist())
+        roles = tuple(self._kinds(number)[lo - start : hi - start].tolist())
+        focus = int(values.argmax()) if values.any() else at - lo
+        return Window(self.pieces(ids), ids, tuple(values.tolist()), roles, focus, why, number,
+                      self.languages[number], lo - start)  # fmt: skip
+
+    def _told(self, at: int, lo: int, hi: int, firing: Firing) -> tuple[int, int, np.ndarray]:
+        """A window of a document that is not in the log, as far as an example tells of it."""
+        for example in firing.examples:
+            if example.at == at:
+                lo, hi = max(lo, example.start), min(hi, example.start + len(example.values))
+                return lo, hi, example.values[lo - example.start : hi - example.start]
+        return lo, hi, np.zeros(hi - lo, np.float32)
+
+    # ── documents ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _documents(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str | None]]:
+        all_ = [(d.start, d.length, d.held_out, d.language) for d in self.atlas.documents()]
+        starts, lengths, held_out = (np.array([d[i] for d in all_], kind) for i, kind in enumerate("qq?"))
+        return starts, lengths, held_out, [d[3] for d in all_]
+
+    def _document_of(self, places: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.starts, places, side="right") - 1
+
+    def _half(self, held_out: bool) -> Half:
+        if held_out not in self._halves:
+            (documents,) = np.nonzero((self.held_out == held_out) & self.logged & (self.lengths > 0))
+            self._halves[held_out] = Half(documents, self.lengths[documents].cumsum())
+        return self._halves[held_out]
+
+    def _index(self, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
+        """All places of one half and the ids there, by id."""
+        if held_out not in self._by_token:
+            half = self._half(held_out)
+            each = [np.arange(s, s + n) for s, n in zip(self.starts[half.documents], self.lengths[half.documents],
+                                                        strict=True)]  # fmt: skip
+            places = np.concatenate(each) if each else np.zeros(0, np.int64)
+            ids = np.asarray(self.atlas.tokens)[places]
+            order = np.argsort(ids, kind="stable")
+            self._by_token[held_out] = places[order], ids[order].astype(np.int64)
+        return self._by_token[held_out]
+
+    def _kinds_of(self, number: int) -> np.ndarray:
+        roles = self.atlas.document(number).roles
+        return np.repeat(np.array([kind for _, kind in roles], np.int64), [n for n, _ in roles])
+
+    @cached_property
+    def roles(self) -> dict[str, float]:
+        """{role: share of all tokens}."""
+        counts: Counter[int] = Counter()
+        for document in self.atlas.documents():
+            for n, kind in document.roles:
+                counts[kind] += n
+        total = sum(counts.values()) or 1
+        named: Counter[str] = Counter()
+        for kind, n in counts.items():
+            named[role_of(kind)] += n
+        return {role: n / total for role, n in named.items()}
+
+    @cached_property
+    def spoken(self) -> dict[str, float]:
+        """{language: share of all tokens}."""
+        counts: Counter[str] = Counter()
+        for language, length in zip(self.languages, self.lengths.tolist(), strict=True):
+            if language is not None:
+                counts[language] += length
+        return {language: n / max(int(self.lengths.sum()), 1) for language, n in counts.items()}

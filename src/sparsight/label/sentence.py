@@ -1,0 +1,202 @@
+"""A short sentence about a feature, out of the parts of the rule that tells where it fires."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sparsight.label.candidates import Candidate
+from sparsight.label.evidence import Evidence, Window
+from sparsight.label.typing import Profile, Spoken
+from sparsight.label.words import readable, words
+
+ONE = 0.7  # of its weight on one token: that token's feature
+MOST = 0.75  # of its weight on a few words: those words' feature
+SCATTERED = 0.4  # of its weight on a few words: where what the text is about tells too, that alone is said
+FEW = 5  # words that are named
+COMMON = 0.04  # of windows that have a word: it says nothing about what a text is about
+SURE = 2.2  # standard errors of a word's log-odds, for it to be named
+MARKS = {
+    ".": "full stops", ",": "commas", "?": "question marks", "!": "exclamation marks", ":": "colons", ";": "semicolons",
+    '"': "quotation marks", "'": "apostrophes", "-": "hyphens", "(": "opening brackets", ")": "closing brackets",
+}  # fmt: skip
+ENDINGS = ("", "s", "es", "d", "ed", "ing", "er", "ers", "y", "ly", "n", "en")
+PLAIN = ("lower case", "space")  # looks that tell nothing
+SHAPES = {
+    "number": "numbers", "CAPITALS": "words in capitals", "Capitalised": "capitalised words", "punctuation":
+    "punctuation", "line break": "line breaks", "space": "spaces", "special": "template tokens",
+}  # fmt: skip
+TURNS = {"assistant": "the assistant's reply", "user": "what the user says", "system": "the system message",
+         "tool": "what a tool says", "text": "plain text", "template": "the chat template"}  # fmt: skip
+
+
+def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: Mapping[str, float]) -> tuple[str, str]:
+    """(what it fires on, its type)."""
+    parts = set(chosen.parts)
+    about = topic(chosen, facts, background)
+    scattered = sum(one.share for one in facts.tokens[:FEW]) < SCATTERED and "words" in parts and about
+    if parts & {"ngrams", "folded"} and not scattered:
+        said, kind = on_tokens(facts, "ngrams" in parts)
+    elif "shapes" in parts and (looks := on_shapes(facts)):
+        said, kind = looks, "format"
+    elif "next" in parts:
+        said, kind = f"says {listed(strongest(chosen.rule.next, facts.next))} next", "output"
+        if few := [one.word for one in facts.tokens[:3] if one.share >= 0.08]:
+            said += f", after {listed(few)}"
+    elif "places" in parts:
+        said, kind = turn(facts)
+    elif "languages" in parts:
+        said, kind = f"{facts.languages[0][0]} text", "language"
+    else:
+        return (
+            f"text about {', '.join(about)}" if about else f"text with words such as {listed(manner(chosen))}",
+            "context",
+        )
+    if "places" in parts and kind not in ("role", "position"):
+        said += f" in {turn(facts)[0]}"
+    if "next" in parts and kind != "output" and (after := strongest(chosen.rule.next, facts.next)):
+        said += f", before {listed(after[:3])}"
+    if "words" in parts and about:
+        said += f", in text about {', '.join(about[:4])}"
+    return said, kind
+
+
+def named_share(chosen: Candidate, evidence: Evidence, facts: Profile, background: Mapping[str, float]) -> float:
+    """Of what a feature fires on, the share that a sentence about these parts names."""
+    parts, shares = set(chosen.parts), [0.0]
+    if parts & {"ngrams", "folded"}:
+        shares.append(sum(one.share for one in facts.tokens[:FEW]))
+    if "words" in parts:
+        few = set(topic(chosen, facts, background)) or set(manner(chosen) if parts == {"words"} else ())
+        peaks = [max(w.values) for w in evidence.firing]
+        has = [any(at <= w.focus and word in few for at, word in words(w.pieces, w.roles)) for w in evidence.firing]
+        shares.append(sum(peak for peak, yes in zip(peaks, has, strict=True) if yes) / sum(peaks))
+    if "next" in parts:
+        said = strongest(chosen.rule.next, facts.next)
+        shares.append(sum(share for name, share in facts.next if name in said))
+    if "places" in parts:
+        role = facts.places[0][0].partition(" ")[0]
+        shares.append(sum(share for place, share in facts.places if place.partition(" ")[0] == role))
+    if "shapes" in parts:
+        shares.append(sum(share for _, share in _looks(facts)))
+    if "languages" in parts:
+        shares.append(facts.languages[0][1])
+    return max(shares)
+
+
+def on_tokens(facts: Profile, with_context: bool) -> tuple[str, str]:
+    """Of a feature that a token, or a few, tell."""
+    first = facts.tokens[0]
+    if first.share >= ONE:
+        return _in_phrase(first) if with_context else (named(first), "single token")
+    few, covered = [], 0.0
+    for one in facts.tokens[:FEW]:
+        if covered >= MOST or (len(few) > 1 and one.share < 0.03):
+            break
+        few.append(one)
+        covered += one.share
+    words = list(dict.fromkeys(one.word for one in few))
+    if len(words) == 1:
+        return named(first), "single token"
+    if stem := _stem(words):
+        return f"forms of “{stem}”: {', '.join(words)}", "word family"
+    looks = {one.shape for one in few}
+    if len(looks) == 1 and few[0].shape in ("punctuation", "number", "special"):
+        return f"{SHAPES[few[0].shape]}: {' '.join(readable(word) for word in words)}", "format"
+    if facts.shapes[0][0] == "number" and facts.shapes[0][1] >= MOST:
+        return "numbers", "format"
+    if covered >= MOST:
+        return listed(words), "words"
+    return f"words such as {', '.join(readable(word) for word in words)}", "words"
+
+
+def named(one: Spoken) -> str:
+    """A token by a name that a reader knows."""
+    if one.word in MARKS:
+        return MARKS[one.word]
+    if one.shape == "line break":
+        return "line breaks"
+    if one.shape == "special":
+        return f"the template's {one.word}"
+    return f"the {'word part' if one.part else 'word' if one.word[:1].isalpha() else 'token'} “{readable(one.word)}”"
+
+
+def on_shapes(facts: Profile) -> str:
+    """Of a feature that what tokens look like tells."""
+    return " and ".join(SHAPES.get(name, f"{name} script") for name, _ in _looks(facts))
+
+
+def turn(facts: Profile) -> tuple[str, str]:
+    """Whose turn it fires in, and whether at its start."""
+    by_role: dict[str, float] = {}
+    start: dict[str, float] = {}
+    for place, share in facts.places:
+        role, _, step = place.partition(" ")
+        by_role[role] = by_role.get(role, 0.0) + share
+        start[role] = start.get(role, 0.0) + (share if step not in ("later", "") else 0.0)
+    role = min(by_role, key=lambda name: (-by_role[name], name))
+    said = TURNS.get(role, role)
+    if start[role] >= 0.6 * by_role[role]:
+        first = dict(facts.places).get(f"{role} 0", 0.0) >= 0.6 * by_role[role]
+        return f"the {'first token' if first else 'start'} of {said}", "position"
+    return said, "role"
+
+
+def topic(chosen: Candidate, facts: Profile, background: Mapping[str, float]) -> list[str]:
+    """Words that tell what a text is about, the surest of the rule's; none where these are too few."""
+    spoken = {one.word for one in facts.tokens if one.share > 0.2} if len(chosen.parts) > 1 else set()
+    found = [word for word, sure in chosen.sure.items() if sure >= SURE and len(word) > 2 and word not in spoken
+             and background.get(word, 0.0) < COMMON]  # fmt: skip
+    found.sort(key=lambda word: (-chosen.sure[word], word))
+    return found[:FEW] if len(found) > 1 else []
+
+
+def manner(chosen: Candidate) -> list[str]:
+    """Where no rare word tells what a text is about: the surest words of all."""
+    return sorted(chosen.sure, key=lambda word: (-chosen.sure[word], word))[:FEW]
+
+
+def strongest(weights: Mapping[str, float], seen: Sequence[tuple[str, float]]) -> list[str]:
+    """Of what was seen, what weighs for it, most often seen first."""
+    return [name for name, share in seen if weights.get(name, 0.0) > 0 and share >= 0.05][:3]
+
+
+def listed(words: Sequence[str]) -> str:
+    quoted = [f"“{readable(word)}”" for word in words]
+    return f"{', '.join(quoted[:-1])} or {quoted[-1]}" if len(quoted) > 1 else quoted[0] if quoted else "a few tokens"
+
+
+def snippet(window: Window, before: int = 8, after: int = 3) -> str:
+    """A few words around the focus, which stands in brackets."""
+    i = window.focus
+    left, right = "".join(window.pieces[max(i - before, 0) : i]), "".join(window.pieces[i + 1 : i + 1 + after])
+    return " ".join(f"{left} [{readable(window.pieces[i])}]{right}".split())
+
+
+def _looks(facts: Profile) -> list[tuple[str, float]]:
+    """The two most frequent looks that tell something; none where most tokens have a plain one."""
+    found = [(name, share) for name, share in facts.shapes if share >= 0.15 and name not in PLAIN][:2]
+    return found if sum(share for _, share in found) >= 0.5 else []
+
+
+def _in_phrase(one: Spoken) -> tuple[str, str]:
+    """The token with what stands before it, where that is told by a word or three; else the token."""
+    (word, share), *more = one.before or [("", 0.0)]
+    if word and share >= 0.6 and word[-1:].isalnum() and one.word[:1].isalnum():
+        return f"the phrase “{readable(word)} {readable(one.word)}”", "phrase"
+    few = [text for text, each in [(word, share), *more][:3] if each >= 0.1 and text.strip()]
+    if few and sum(each for text, each in one.before if text in few) >= 0.6:
+        return f"{named(one)} after {listed(few)}", "phrase"
+    return named(one), "single token"
+
+
+def _stem(words: Sequence[str]) -> str | None:
+    """What several words are forms of: the shortest, or what most of each begins with alike."""
+    least, longest = min(words, key=len), max(map(len, words))
+    if not all(word.isalpha() for word in words):
+        return None
+    if len(least) > 2 and all(
+        w.startswith(least) and w[len(least) :].removeprefix(least[-1]) in ENDINGS for w in words
+    ):
+        return least
+    n = next((i for i, c in enumerate(least) if any(w[i] != c for w in words)), len(least))
+    return least[:n] if n >= 4 and n >= 0.7 * longest else None

@@ -1,0 +1,121 @@
+"""What sort of feature it is, from what it does where it fires: the facts that a sentence about it is made of."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from sparsight.label.evidence import Evidence, Window
+from sparsight.label.words import folded, places, shape, spans
+
+TYPES = (
+    "single token", "word family", "words", "phrase", "output", "position", "role", "format", "language", "context",
+    "dense", "dead", "unclear",
+)  # fmt: skip
+WHOLE = 0.6  # of a token's weight in one whole word, for the word to stand for it
+AGREED = 0.35  # of its weight before a token that its direction makes likelier, to count as saying it
+
+
+@dataclass
+class Spoken:
+    """A token that it fires on, without case. share: of the feature's weight. word: what it is shown as; part: whether
+    that is a part of words that differ. before, after: the words beside it, with their share of this token's weight."""
+
+    share: float
+    word: str
+    part: bool
+    shape: str
+    before: list[tuple[str, float]] = field(default_factory=list)
+    after: list[tuple[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Profile:
+    """Shares of the feature's weight: each window weighs as much as it fires at its peak there, spread over its tokens
+    by their activations. tokens: heaviest first; the others by name, likewise. likelier: of the tokens that follow,
+    those that its direction makes likelier."""
+
+    tokens: list[Spoken]
+    shapes: list[tuple[str, float]]
+    places: list[tuple[str, float]]
+    next: list[tuple[str, float]]
+    languages: list[tuple[str, float]]
+    likelier: list[tuple[str, float]]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether what follows is what its direction makes likelier."""
+        return sum(share for _, share in self.likelier) >= AGREED
+
+
+def profile(evidence: Evidence) -> Profile:
+    """What it fires on, where and before what."""
+    tokens: dict[str, Counter] = defaultdict(Counter)
+    before: dict[str, Counter] = defaultdict(Counter)
+    after: dict[str, Counter] = defaultdict(Counter)
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for window in evidence.firing:
+        each = max(window.values) / sum(window.values)
+        where, words = places(window), _words(window)
+        for i, value in enumerate(window.values):
+            if value <= 0:
+                continue
+            weight, key = value * each, folded(window.pieces[i])
+            word, span = words[i]
+            tokens[key][_shown(window, i, span, word)] += weight
+            before[key][words[span[0] - 1][0] if span[0] else ""] += weight
+            after[key][words[span[1]][0] if span[1] < len(words) else ""] += weight
+            counts["shapes"][shape(window.pieces[i])] += weight
+            counts["places"][where[i]] += weight
+            if i + 1 < len(window.pieces):
+                counts["next"][folded(window.pieces[i + 1])] += weight
+            counts["languages"][window.language or ""] += weight
+    whole = sum(sum(each.values()) for each in tokens.values()) or 1.0
+    heaviest = sorted(tokens, key=lambda key: (-sum(tokens[key].values()), key))
+    spoken = [_spoken(key, tokens[key], before[key], after[key], whole) for key in heaviest]
+    shares = {name: _shares(counts[name], whole) for name in ("shapes", "places", "next", "languages")}
+    above = {folded(text) for text, _ in evidence.above}
+    return Profile(spoken, likelier=[(t, s) for t, s in shares["next"] if t in above], **shares)
+
+
+def _words(window: Window) -> list[tuple[str, tuple[int, int]]]:
+    """Of each token the whole word that it is in, and which tokens that has."""
+    out: list[tuple[str, tuple[int, int]]] = []
+    for first, stop in spans(window.pieces):
+        word = "".join(window.pieces[first:stop])
+        out += [(word.strip().casefold() or word, (first, stop))] * (stop - first)
+    return out
+
+
+def _shown(window: Window, at: int, span: tuple[int, int], word: str) -> tuple[str, str, str, str]:
+    """The whole word; the word up to the token; the token as a part of it; and what the token looks like."""
+    core = folded(window.pieces[at])
+    begins, ends = at == span[0], at == span[1] - 1
+    so_far = folded("".join(window.pieces[span[0] : at + 1])) + "…" * (not ends)
+    part = core if begins and ends else f"{core}…" if begins else f"…{core}" if ends else f"…{core}…"
+    return word, so_far, part, shape(window.pieces[at])
+
+
+def _spoken(key: str, shown: Counter, before: Counter, after: Counter, whole: float) -> Spoken:
+    """The token as the longest of these that most of its weight has alike."""
+    total = sum(shown.values())
+    by: list[Counter] = [Counter(), Counter(), Counter(), Counter()]
+    for ways, weight in shown.items():
+        for counter, way in zip(by, ways, strict=True):
+            counter[way] += weight
+    best = [_ordered(counter)[0] for counter in by]
+    word = next((way for way, weight in best[:2] if weight >= WHOLE * total), best[2][0])
+    look = best[3][0]
+    if look in ("number", "line break", "special", "punctuation"):
+        word = key
+    part = "…" in word and word != key
+    return Spoken(total / whole, word, part, look, _shares(before, total), _shares(after, total))
+
+
+def _ordered(counts: Counter) -> list[tuple]:
+    """Heaviest first; of equals the first in the alphabet."""
+    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _shares(counts: Counter, whole: float) -> list[tuple[str, float]]:
+    return [(name, weight / whole) for name, weight in _ordered(counts)]
