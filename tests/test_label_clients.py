@@ -32,7 +32,7 @@ from sparsight.atlas.asked import spent
 from sparsight.atlas.atlas import Atlas
 from sparsight.atlas.draft import write_atlas
 from sparsight.atlas.entries import Document, Statistics
-from sparsight.errors import BadInput, NoAnswer, OverBudget, TooLong
+from sparsight.errors import BadInput, Mismatch, NoAnswer, OverBudget, TooLong
 from sparsight.label import prompts
 from sparsight.label.clients.anthropic import AnthropicClient
 from sparsight.label.clients.client import Answer
@@ -41,9 +41,10 @@ from sparsight.label.clients.ledger import Ledger
 from sparsight.label.clients.openai import OpenAIClient
 from sparsight.label.clients.spec import EndpointSpec
 from sparsight.label.evidence import Evidence, HeldOut, Window
-from sparsight.label.methods_llm import anthropic, openai, subject
+from sparsight.label.methods import Setting, labellers
 from sparsight.label.prompts import Wording
 from sparsight.label.prose import PromptedLabeller, ProseJudge, foreseen
+from sparsight.label.spec import LabelSpec
 from sparsight.label.subject import InjectedLabeller, Injection, Put, SubjectClient, most_agreed, placeholders
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.scope.scope import Scope
@@ -593,7 +594,7 @@ def test_a_dry_run_sends_nothing_and_says_what_it_would_be(server, atlas, make):
     held_out = HeldOut(0, tuple(judged(30)), tuple(judged(30)))
     whole = [*foreseen(labeller, ProseJudge(ledger), evidence(), held_out)]
     assert [q.purpose for q in whole] == ["explain", *["detect"] * 3, *["fuzz"] * 3]
-    assert [*foreseen(labeller, None, evidence())] == whole[:1]
+    assert [*foreseen(labeller, None, evidence(), held_out)] == whole[:1]
     with pytest.raises(BadInput, match="dry run"):
         labeller.label(evidence())
     assert not server.seen
@@ -872,31 +873,39 @@ def test_a_model_that_reads_little_is_shown_less_and_one_that_reads_too_little_s
     assert 1 <= labeller(tokens).question(many).text.count("ships on the") < 6
     with pytest.raises(TooLong, match="cannot read a prompt with even 2 windows"):
         labeller(256).question(many)
+    windows = judged(24)
+    (whole,) = ProseJudge(rich.ledger).questions(windows, "the sea")
+    some = ProseJudge(labeller(len(rich.ledger.client._prompt(whole[1]))).ledger).questions(windows, "the sea")
+    assert len(some) == 2
+    assert sorted(at for places, _ in some for at in places) == list(range(24))
+    with pytest.raises(TooLong, match="cannot judge even one window"):
+        ProseJudge(labeller(256).ledger).questions(windows, "the sea")
 
 
 # ── by name ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Setting:
-    def __init__(self, atlas, **options):
-        self.atlas, self.options = atlas, options
+def test_labellers_are_made_by_name(server, atlas, scope, key):
+    spec = EndpointSpec(model="a-model", base_url=server.url, key_env="SOME_KEY")
 
+    def made(method, **options):
+        return labellers[method](Setting(atlas, None, LabelSpec(), options))
 
-def test_labellers_are_made_from_options(server, atlas, scope, key):
-    options = {"model": "a-model", "base_url": server.url, "key_env": "SOME_KEY", "firing": 1, "budget": None}
-    for make in (openai, anthropic):
-        labeller, judge = make(Setting(atlas, **options))
-        assert labeller.wording.firing == 1
+    for method in CLIENTS:
+        labeller, judge = made(method, endpoint=spec)
         assert labeller.at_once == 8
         assert labeller.label(evidence()).text == "talk of the sea"
         assert judge.detect("talk of the sea", judged(3)) is not None
         assert labeller.ledger is judge.ledger
         labeller.ledger.client.close()
         with pytest.raises(BadInput, match="Which model"):
-            make(Setting(atlas))
-    assert isinstance(subject(Setting(atlas, scope=scope))[0], InjectedLabeller)
-    assert isinstance(subject(Setting(atlas, scope=scope, way="prompt"))[0], PromptedLabeller)
+            made(method)
+    with pytest.raises(Mismatch, match=f"is of SAE 5ae0, not of {scope.sae.fingerprint}"):
+        made("subject", scope=scope)
     with pytest.raises(BadInput, match="way is one of: inject, prompt"):
-        subject(Setting(atlas, scope=scope, way="guess"))
+        made("subject", scope=scope, way="guess")
     with pytest.raises(BadInput, match="The subject is the model itself"):
-        subject(Setting(atlas))
+        made("subject")
+    atlas.about = replace(atlas.about, sae=scope.sae.fingerprint)
+    assert isinstance(made("subject", scope=scope)[0], InjectedLabeller)
+    assert isinstance(made("subject", scope=scope, way="prompt")[0], PromptedLabeller)

@@ -106,35 +106,46 @@ class ProseJudge:
     def questions(
         self, windows: Sequence[Window], label: str, marks: Sequence[frozenset[int]] | None = None
     ) -> list[tuple[list[int], Question]]:
-        """(which windows, in the order that they are shown; what is asked), prompts of about the same length."""
+        """(which windows, in the order that they are shown; what is asked), in prompts of about the same length that
+        the model can read. Raises TooLong where it cannot read even one window."""
         order = list(range(len(windows)))
-        seed = hashlib.sha256(
-            repr([label, [window.ids for window in windows], marks and list(map(sorted, marks))]).encode()
-        )
-        random.Random(seed.digest()).shuffle(order)
-        number = -(-len(order) // self.wording.batch)
-        out = []
-        for i in range(number):
-            places = order[i * len(order) // number : (i + 1) * len(order) // number]
-            few = [windows[at] for at in places]
-            asked = (
-                prompts.detect(label, few) if marks is None else prompts.fuzz(label, few, [marks[at] for at in places])
-            )
-            out.append((places, asked))
-        return out
+        told = [label, [window.ids for window in windows], marks and list(map(sorted, marks))]
+        random.Random(hashlib.sha256(repr(told).encode()).digest()).shuffle(order)
+        most = self.wording.batch
+        while True:
+            number = -(-len(order) // most)
+            parts = [order[i * len(order) // number : (i + 1) * len(order) // number] for i in range(number)]
+            asked = [(part, self._asked(windows, label, marks, part)) for part in parts]
+            if all(self.ledger.client.fits(question) for _, question in asked):
+                return asked
+            if most == 1:
+                raise TooLong(f"{self.model} cannot judge even one window: its context is too short.")
+            most //= 2
+
+    def _asked(
+        self, windows: Sequence[Window], label: str, marks: Sequence[frozenset[int]] | None, part: Sequence[int]
+    ) -> Question:
+        few = [windows[at] for at in part]
+        return prompts.detect(label, few) if marks is None else prompts.fuzz(label, few, [marks[at] for at in part])
 
 
 def foreseen(
-    labeller: PromptedLabeller, judge: ProseJudge | None, evidence: Evidence, held_out: HeldOut | None = None
+    labeller: PromptedLabeller,
+    judge: ProseJudge | None,
+    evidence: Evidence,
+    held_out: HeldOut,
+    control: ProseJudge | None = None,
 ) -> Iterator[Question]:
-    """What will be asked about a feature, for an estimate: for its label, and for a judge's scores of one that is as
-    long as most are."""
+    """What will be asked about a feature, for an estimate: for its label, and by a judge of it for the scores of one
+    that is as long as most are. control: who judges another feature's label on it, where anybody does."""
     question = labeller.question(evidence)
     if question is None:
         return
     yield question
-    if judge and held_out:
-        windows, twice = (*held_out.firing, *held_out.silent), held_out.firing * 2
+    windows, twice = (*held_out.firing, *held_out.silent), held_out.firing * 2
+    if judge:
         marks = [frozenset([window.focus]) for window in twice]
-        for _, asked in [*judge.questions(windows, STAND_IN), *judge.questions(twice, STAND_IN, marks)]:
-            yield asked
+        yield from (asked for _, asked in judge.questions(windows, STAND_IN))
+        yield from (asked for _, asked in judge.questions(twice, STAND_IN, marks))
+    if control:
+        yield from (asked for _, asked in control.questions(windows, STAND_IN))

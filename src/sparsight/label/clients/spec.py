@@ -11,12 +11,14 @@ from sparsight.corpus.spec import check_whole
 from sparsight.errors import BadInput
 from sparsight.records import finite
 
+WAYS = ("inject", "prompt")  # how the subject, the model itself, is asked
+
 
 @dataclass(frozen=True)
 class EndpointSpec:
     """An endpoint of language models. Its key is named, never held: see key_of."""
 
-    model: str = knob("", "model that is asked, by the endpoint's name for it")
+    model: str | None = knob(None, "model that is asked, by the endpoint's name for it")
     base_url: str | None = knob(None, "where the API begins, http://localhost:8000/v1; None: the method's own service")
     key_env: str | None = knob(
         None, "environment variable that holds the key; None: the service's usual one, and none for another base_url"
@@ -34,8 +36,7 @@ class EndpointSpec:
     dry_run: bool = knob(False, "send nothing: say how many prompts, tokens and dollars it would be")
 
     def __post_init__(self) -> None:
-        check(self.model, "model", isinstance(self.model, str), "a name")
-        for name in ("base_url", "key_env"):
+        for name in ("model", "base_url", "key_env"):
             given = getattr(self, name)
             check(given, name, given is None or (isinstance(given, str) and given), "a name or None")
         if self.base_url is not None:
