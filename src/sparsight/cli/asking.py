@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -27,14 +28,24 @@ def endpoint(options: dict[str, Any]) -> EndpointSpec:
     return build(EndpointSpec, gathered(options).get(SECTION, {}), SECTION)
 
 
+@contextmanager
+def asking(judge: Any) -> Iterator[None]:
+    """While a judge, and the labeller that shares its client, may be asked."""
+    try:
+        yield
+    finally:
+        if judge is not None:
+            judge.ledger.client.close()
+
+
 def tally(labeller: Any, judge: Any) -> dict[str, str]:
     """What was asked and could not be read, and what it cost; nothing for those who ask nobody."""
     rows = {}
     for what, one in (("answers without a label", labeller), ("judgements", judge)):
         if nonsense := getattr(one, "nonsense", 0):
             rows[f"{what} that are nonsense"] = f"{nonsense:,}"
-    ledger = getattr(judge, "ledger", None)
-    if ledger is not None:
+    if judge is not None:
+        ledger = judge.ledger
         rows["prompts answered"] = f"{ledger.asked:,} ({ledger.kept:,} more were there already)"
         if ledger.spec.price_in or ledger.spec.price_out:
             rows["spent on this atlas"] = f"${ledger.dollars:,.4f}"

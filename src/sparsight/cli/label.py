@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sparsight.cli.asking import asking_options, endpoint, tally
+from sparsight.cli.asking import asking, asking_options, endpoint, tally
 from sparsight.cli.bar import Bar
 from sparsight.cli.knobs import gathered, knob_options
 from sparsight.cli.options import as_json, print_json
@@ -66,14 +66,14 @@ def label(
     tokenizer, embed = _tokenizer(opened, model), _embed(spec)
     own = {"endpoint": endpoint(options), "way": way, "scope": _subject(opened, model, sae, method)}
     labeller, judge = labellers[method](Setting(opened, tokenizer, spec, own))
-    if own["endpoint"].dry_run:
-        _dry_run(
-            labeller, judge, left(opened, labeller, _numbers(features), only_unlabelled, limit)[0], spec, tokenizer
-        )
-        return
-    with Bar() as tell:
-        made = run(opened, labeller, spec, tokenizer, tell, _numbers(features), judge=judge, embed=embed,
-                   only_unlabelled=only_unlabelled, limit=limit)  # fmt: skip
+    with asking(judge):
+        if own["endpoint"].dry_run:
+            todo, _ = left(opened, labeller, _numbers(features), only_unlabelled, limit)
+            _dry_run(labeller, judge, todo, spec, tokenizer)
+            return
+        with Bar() as tell:
+            made = run(opened, labeller, spec, tokenizer, tell, _numbers(features), judge=judge, embed=embed,
+                       only_unlabelled=only_unlabelled, limit=limit)  # fmt: skip
     print_json(screen.plain(made)) if json_ else _show(made, tally(labeller, judge))
 
 
