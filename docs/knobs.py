@@ -1,5 +1,5 @@
-"""Writes the tables of options into cli.md, and of knobs into train.md: python docs/knobs.py, after a knob was added or
-changed.
+"""Writes the tables of options into cli.md, and of knobs into train.md and label.md: python docs/knobs.py, after a knob
+was added or changed.
 
 A table stands between <!-- options VERB SECTION -->, or <!-- knobs SECTION -->, and <!-- end -->.
 """
@@ -17,7 +17,7 @@ from sparsight.config import knobs
 from sparsight.recipes.recipe import sections
 
 PAGE = Path(__file__).with_name("cli.md")
-TRAIN = PAGE.with_name("train.md")
+TRAIN, LABEL = PAGE.with_name("train.md"), PAGE.with_name("label.md")
 KNOBS = re.compile(r"(<!-- knobs (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PLACE = re.compile(r"(<!-- options (\w+) (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 DEFAULT = re.compile(r" \[default: (.*)\]$")
@@ -58,5 +58,5 @@ def row(option: click.Option) -> str:
 
 
 if __name__ == "__main__":
-    for page in (PAGE, TRAIN):
+    for page in (PAGE, TRAIN, LABEL):
         page.write_text(filled(page.read_text()))

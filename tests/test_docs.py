@@ -49,6 +49,7 @@ def test_the_tables_of_options_are_those_of_the_knobs():
     page = tables["PAGE"].read_text()
     assert tables["filled"](page) == page
     assert "| `--corpus-seed` | `0` |" in page
+    assert tables["filled"](tables["LABEL"].read_text()) == tables["LABEL"].read_text()
     page = tables["TRAIN"].read_text()
     assert tables["filled"](page) == page
     assert all(f"| `{name}` |" in page and says in page for name, says in TrainSpec.knobs().items())

@@ -24,6 +24,7 @@ DENSE = 0.1  # of all tokens
 LEAST = 3  # windows where it fires, to make a rule of
 OUTPUT = 0.05  # AUC that "what follows" may lack of the best rule's, where its direction says the same
 UNNAMED = 0.15  # AUC that a sentence may lack which names all that it fires on, of one that names nothing
+NEARLY = 0.1  # AUC below the best, within which what can be said is preferred
 VERSION = 1  # of the way it labels: another number is another labeller
 LONGEST = 120  # characters of a label
 
@@ -48,23 +49,24 @@ class EmbeddedLabeller:
         found = candidates.candidates(Sheet([*evidence.firing, *evidence.silent]), self.background) if enough else []
         if evidence.statistics.density > DENSE:
             return self._dense(evidence, facts, found[0].rule if found else None)
-        best = self._chosen(found, evidence, facts)
-        if best is None or best.detection < self.unclear_below:
-            return self._unclear(evidence, best)
-        text, kind = sentence(evidence, facts, best, self.background)
-        if not text:
-            return self._unclear(evidence, best)
-        return self._label(evidence, text, kind, best.rule, best.detection)
+        for one in self._ranked(found, evidence, facts):
+            if one.detection < self.unclear_below:
+                continue
+            text, kind = sentence(evidence, facts, one, self.background)
+            if text:
+                return self._label(evidence, text, kind, one.rule, one.detection)
+        return self._unclear(evidence, found[0] if found else None)
 
-    def _chosen(self, found: list[Candidate], evidence: Evidence, facts: Profile) -> Candidate | None:
-        """The best, where a sentence that leaves out much of what it fires on counts for less, and what follows for
-        more where the feature's own direction makes that likelier."""
+    def _ranked(self, found: list[Candidate], evidence: Evidence, facts: Profile) -> list[Candidate]:
+        """The best first, and those nearly as good. A sentence that leaves out much of what it fires on counts for
+        less, and what follows counts for more where the feature's own direction makes that likelier."""
 
         def worth(one: Candidate) -> float:
             agrees = OUTPUT * (one.parts == ("next",) and facts.agrees)
             return one.worth + agrees - UNNAMED * (1 - named_share(one, evidence, facts, self.background))
 
-        return max(found, key=worth, default=None)
+        ranked = sorted(((worth(one), one) for one in found), key=lambda pair: -pair[0])
+        return [one for value, one in ranked if value >= ranked[0][0] - NEARLY]
 
     def _silent(self, evidence: Evidence) -> Label:
         """It fires nowhere that a labeller may look."""

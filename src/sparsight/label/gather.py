@@ -19,15 +19,15 @@ from jaxtyping import Int
 
 from sparsight.atlas.atlas import Atlas
 from sparsight.atlas.entries import Example, Statistics
-from sparsight.label.evidence import Evidence, HeldOut, Why, Window
+from sparsight.label import words as text
+from sparsight.label.evidence import Evidence, HeldOut, Window
 from sparsight.label.pieces import Pieces
 from sparsight.label.spec import LabelSpec
-from sparsight.label.words import role_of, words
 
 DRAWN = 6  # places that are drawn for each silent window, as many will not do
 NEIGHBOURS = 6  # of the nearest by decoder cosine
 BACKGROUND = 3_000  # windows that words are counted in
-SHARES = (("near miss", 0.25), ("neighbour", 0.25))
+HARD = 0.25  # of silent windows that are near misses, and likewise of those beside a neighbour
 LEAST_LIKELY_SILENT = 0.9  # without a log: the chance that a random window is silent, at least
 
 
@@ -76,9 +76,9 @@ class Gatherer:
         windows.sort(key=lambda w: -max(w.values))
         fires = max(statistics.fires, 1)
         spoken = [(id, n / fires) for id, n in statistics.top_tokens]
-        texts = [self.pieces.texts(p) for p in (statistics.top_logits, statistics.bottom_logits, spoken)]
+        above, below, words = (self.pieces.texts(p) for p in (statistics.top_logits, statistics.bottom_logits, spoken))
         silent = self._silent(statistics, firing, windows, False, self.spec.silent, rng)
-        return Evidence(feature, statistics, tuple(windows), silent, *texts, self.roles, self.spoken)
+        return Evidence(feature, statistics, tuple(windows), silent, above, below, words, self.roles, self.spoken)
 
     def held_out_of(self, feature: int) -> HeldOut:
         """What its label is scored on. Raises NoFeature."""
@@ -98,7 +98,7 @@ class Gatherer:
             start = int(self.starts[number])
             lo, hi = max(int(at) - self.spec.before, start), int(at) + 1
             roles = self._kinds(number)[lo - start : hi - start].tolist()
-            counts.update({word for _, word in words(self.pieces(self.atlas.tokens[lo:hi].tolist()), roles)})
+            counts.update({word for _, word in text.words(self.pieces(self.atlas.tokens[lo:hi].tolist()), roles)})
         return {word: n / len(places) for word, n in counts.items() if n > 1}
 
     # ── where it fires ───────────────────────────────────────────────────────────────────────────────────────────
@@ -149,12 +149,11 @@ class Gatherer:
             span = self.spec.before + self.spec.after + 1
             if (1 - statistics.density) ** span < LEAST_LIKELY_SILENT:
                 return ()
-        out: list[tuple[int, Why]] = []
-        for why, share in SHARES:
-            draw = self._near_misses(shown, held_out, rng) if why == "near miss" else self._beside(
-                statistics, held_out, rng)  # fmt: skip
-            found = self._apart(self._quiet(draw, firing), round(share * number), (at for at, _ in out))
-            out += [(at, why) for at in found]  # type: ignore[misc]
+        near, beside = self._near_misses(shown, held_out, rng), self._beside(statistics, held_out, rng)
+        out: list[tuple[int, str]] = []
+        for why, places in (("near miss", near), ("neighbour", beside)):
+            found = self._apart(self._quiet(places, firing), round(HARD * number), (at for at, _ in out))
+            out += [(at, why) for at in found]
         random = self._quiet(self._random(held_out, DRAWN * number, rng), firing)
         out += [(at, "random") for at in self._apart(random, number - len(out), (at for at, _ in out))]
         return tuple(self._window(at, why, firing) for at, why in out)
@@ -268,7 +267,7 @@ class Gatherer:
         total = sum(counts.values()) or 1
         named: Counter[str] = Counter()
         for kind, n in counts.items():
-            named[role_of(kind)] += n
+            named[text.role_of(kind)] += n
         return {role: n / total for role, n in named.items()}
 
     @cached_property

@@ -9,6 +9,8 @@ from sparsight.label.evidence import Evidence, Window
 from sparsight.label.typing import Profile, Spoken
 from sparsight.label.words import readable, words
 
+VAGUE = 0.35  # of its weight on a few words: naming them says too little
+TELLS = 0.5  # of the way from a role's share of all tokens to all of them: then a role is worth a word
 ONE = 0.7  # of its weight on one token: that token's feature
 MOST = 0.75  # of its weight on a few words: those words' feature
 SCATTERED = 0.4  # of its weight on a few words: where what the text is about tells too, that alone is said
@@ -33,28 +35,31 @@ def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: 
     """(what it fires on, its type)."""
     parts = set(chosen.parts)
     about = topic(chosen, facts, background)
+    after = strongest(chosen.rule.next, facts.next)
     scattered = sum(one.share for one in facts.tokens[:FEW]) < SCATTERED and "words" in parts and about
     if parts & {"ngrams", "folded"} and not scattered:
         said, kind = on_tokens(facts, "ngrams" in parts)
     elif "shapes" in parts and (looks := on_shapes(facts)):
         said, kind = looks, "format"
-    elif "next" in parts:
-        said, kind = f"says {listed(strongest(chosen.rule.next, facts.next))} next", "output"
+    elif "next" in parts and after:
+        said, kind = f"says {listed([facts.spelled.get(t, t) for t in after])} next", "output"
         if few := [one.word for one in facts.tokens[:3] if one.share >= 0.08]:
             said += f", after {listed(few)}"
-    elif "places" in parts:
-        said, kind = turn(facts)
-    elif "languages" in parts:
+    elif "places" in parts and (where := turn(facts, evidence)):
+        said, kind = where
+    elif "languages" in parts and facts.languages[0][0]:
         said, kind = f"{facts.languages[0][0]} text", "language"
+    elif about:
+        return f"text about {', '.join(about)}", "context"
     else:
-        return (
-            f"text about {', '.join(about)}" if about else f"text with words such as {listed(manner(chosen))}",
-            "context",
-        )
-    if "places" in parts and kind not in ("role", "position"):
-        said += f" in {turn(facts)[0]}"
-    if "next" in parts and kind != "output" and (after := strongest(chosen.rule.next, facts.next)):
-        said += f", before {listed(after[:3])}"
+        few = manner(chosen)
+        return f"text with words such as {', '.join(few)}" if few else "", "context"
+    if not said:
+        return said, kind
+    if "places" in parts and kind not in ("role", "position") and (where := turn(facts, evidence)):
+        said += f" {'at' if where[1] == 'position' else 'in'} {where[0]}" if "template" not in where[0] else ""
+    if "next" in parts and kind != "output" and after:
+        said += f", before {listed([facts.spelled.get(text, text) for text in after])}"
     if "words" in parts and about:
         said += f", in text about {', '.join(about[:4])}"
     return said, kind
@@ -73,7 +78,7 @@ def named_share(chosen: Candidate, evidence: Evidence, facts: Profile, backgroun
     if "next" in parts:
         said = strongest(chosen.rule.next, facts.next)
         shares.append(sum(share for name, share in facts.next if name in said))
-    if "places" in parts:
+    if "places" in parts and turn(facts, evidence):
         role = facts.places[0][0].partition(" ")[0]
         shares.append(sum(share for place, share in facts.places if place.partition(" ")[0] == role))
     if "shapes" in parts:
@@ -106,6 +111,8 @@ def on_tokens(facts: Profile, with_context: bool) -> tuple[str, str]:
         return "numbers", "format"
     if covered >= MOST:
         return listed(words), "words"
+    if covered < VAGUE:
+        return "", "unclear"
     return f"words such as {', '.join(readable(word) for word in words)}", "words"
 
 
@@ -113,11 +120,13 @@ def named(one: Spoken) -> str:
     """A token by a name that a reader knows."""
     if one.word in MARKS:
         return MARKS[one.word]
-    if one.shape == "line break":
-        return "line breaks"
+    if one.shape in ("line break", "space"):
+        return "line breaks" if one.shape == "line break" else "spaces" if len(one.word) > 1 else "a space"
     if one.shape == "special":
         return f"the template's {one.word}"
-    return f"the {'word part' if one.part else 'word' if one.word[:1].isalpha() else 'token'} “{readable(one.word)}”"
+    if one.part:
+        return f"“{readable(one.word)}” as in {listed([word for word, _ in one.words[:3]])}"
+    return f"the {'word' if one.word[:1].isalpha() else 'token'} “{readable(one.word)}”"
 
 
 def on_shapes(facts: Profile) -> str:
@@ -125,8 +134,8 @@ def on_shapes(facts: Profile) -> str:
     return " and ".join(SHAPES.get(name, f"{name} script") for name, _ in _looks(facts))
 
 
-def turn(facts: Profile) -> tuple[str, str]:
-    """Whose turn it fires in, and whether at its start."""
+def turn(facts: Profile, evidence: Evidence) -> tuple[str, str] | None:
+    """Whose turn it fires in, and whether at its start; None where all turns are alike to it."""
     by_role: dict[str, float] = {}
     start: dict[str, float] = {}
     for place, share in facts.places:
@@ -138,7 +147,8 @@ def turn(facts: Profile) -> tuple[str, str]:
     if start[role] >= 0.6 * by_role[role]:
         first = dict(facts.places).get(f"{role} 0", 0.0) >= 0.6 * by_role[role]
         return f"the {'first token' if first else 'start'} of {said}", "position"
-    return said, "role"
+    usual = evidence.roles.get(role, 0.0)
+    return (said, "role") if by_role[role] - usual >= TELLS * (1 - usual) else None
 
 
 def topic(chosen: Candidate, facts: Profile, background: Mapping[str, float]) -> list[str]:
@@ -147,7 +157,7 @@ def topic(chosen: Candidate, facts: Profile, background: Mapping[str, float]) ->
     found = [word for word, sure in chosen.sure.items() if sure >= SURE and len(word) > 2 and word not in spoken
              and background.get(word, 0.0) < COMMON]  # fmt: skip
     found.sort(key=lambda word: (-chosen.sure[word], word))
-    return found[:FEW] if len(found) > 1 else []
+    return found[:FEW] if len(found) >= (2 if len(chosen.parts) == 1 else 3) else []
 
 
 def manner(chosen: Candidate) -> list[str]:
@@ -156,8 +166,9 @@ def manner(chosen: Candidate) -> list[str]:
 
 
 def strongest(weights: Mapping[str, float], seen: Sequence[tuple[str, float]]) -> list[str]:
-    """Of what was seen, what weighs for it, most often seen first."""
-    return [name for name, share in seen if weights.get(name, 0.0) > 0 and share >= 0.05][:3]
+    """Of what was seen, what weighs for it, most often seen first; none where that is little of all that was seen."""
+    found = [(name, share) for name, share in seen if weights.get(name, 0.0) > 0 and share >= 0.05][:3]
+    return [name for name, _ in found] if sum(share for _, share in found) >= VAGUE else []
 
 
 def listed(words: Sequence[str]) -> str:

@@ -99,7 +99,7 @@ class Sheet:
 
     def _mapped(self, of: Callable[[str], str]) -> Keys:
         """A property of the exact token."""
-        inner = Keys([of(piece) for piece in self.exact.names])
+        inner = Keys([of(str(piece)) for piece in self.exact.names])
         made = Keys([])
         made.of, made.names = inner.of[self.exact.of], inner.names
         return made

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 from sparsight.label.evidence import Evidence, Window
 from sparsight.label.words import folded, places, shape, spans
@@ -16,10 +17,18 @@ WHOLE = 0.6  # of a token's weight in one whole word, for the word to stand for 
 AGREED = 0.35  # of its weight before a token that its direction makes likelier, to count as saying it
 
 
+class Weights(defaultdict[Any, float]):
+    """Sums of numbers by key."""
+
+    def __init__(self) -> None:
+        super().__init__(float)
+
+
 @dataclass
 class Spoken:
     """A token that it fires on, without case. share: of the feature's weight. word: what it is shown as; part: whether
-    that is a part of words that differ. before, after: the words beside it, with their share of this token's weight."""
+    that is a part of words that differ. words: those that it is in, with their share of this token's weight; before,
+    after: likewise those beside it."""
 
     share: float
     word: str
@@ -27,13 +36,14 @@ class Spoken:
     shape: str
     before: list[tuple[str, float]] = field(default_factory=list)
     after: list[tuple[str, float]] = field(default_factory=list)
+    words: list[tuple[str, float]] = field(default_factory=list)
 
 
 @dataclass
 class Profile:
-    """Shares of the feature's weight: each window weighs as much as it fires at its peak there, spread over its tokens
-    by their activations. tokens: heaviest first; the others by name, likewise. likelier: of the tokens that follow,
-    those that its direction makes likelier."""
+    """Shares of the feature's weight: each window weighs as much as the root of its peak, spread over its tokens by
+    their activations. tokens: heaviest first; the others by name, likewise. likelier: of the tokens that follow,
+    those that its direction makes likelier. spelled: how they are shown, where they go on with a word."""
 
     tokens: list[Spoken]
     shapes: list[tuple[str, float]]
@@ -41,6 +51,7 @@ class Profile:
     next: list[tuple[str, float]]
     languages: list[tuple[str, float]]
     likelier: list[tuple[str, float]]
+    spelled: dict[str, str] = field(default_factory=dict)
 
     @property
     def agrees(self) -> bool:
@@ -50,12 +61,12 @@ class Profile:
 
 def profile(evidence: Evidence) -> Profile:
     """What it fires on, where and before what."""
-    tokens: dict[str, Counter] = defaultdict(Counter)
-    before: dict[str, Counter] = defaultdict(Counter)
-    after: dict[str, Counter] = defaultdict(Counter)
-    counts: dict[str, Counter] = defaultdict(Counter)
+    tokens: dict[str, Weights] = defaultdict(Weights)
+    before: dict[str, Weights] = defaultdict(Weights)
+    after: dict[str, Weights] = defaultdict(Weights)
+    counts: dict[str, Weights] = defaultdict(Weights)
     for window in evidence.firing:
-        each = max(window.values) / sum(window.values)
+        each = max(window.values) ** 0.5 / sum(window.values)
         where, words = places(window), _words(window)
         for i, value in enumerate(window.values):
             if value <= 0:
@@ -68,14 +79,18 @@ def profile(evidence: Evidence) -> Profile:
             counts["shapes"][shape(window.pieces[i])] += weight
             counts["places"][where[i]] += weight
             if i + 1 < len(window.pieces):
-                counts["next"][folded(window.pieces[i + 1])] += weight
+                after_it = folded(window.pieces[i + 1])
+                counts["next"][after_it] += weight
+                counts["goes on"][after_it] += weight if i + 1 < span[1] else -weight
             counts["languages"][window.language or ""] += weight
     whole = sum(sum(each.values()) for each in tokens.values()) or 1.0
     heaviest = sorted(tokens, key=lambda key: (-sum(tokens[key].values()), key))
     spoken = [_spoken(key, tokens[key], before[key], after[key], whole) for key in heaviest]
     shares = {name: _shares(counts[name], whole) for name in ("shapes", "places", "next", "languages")}
     above = {folded(text) for text, _ in evidence.above}
-    return Profile(spoken, likelier=[(t, s) for t, s in shares["next"] if t in above], **shares)
+    likelier = [(text, share) for text, share in shares["next"] if text in above]
+    spelled = {text: f"…{text}" for text, weight in counts["goes on"].items() if weight > 0}
+    return Profile(spoken, likelier=likelier, spelled=spelled, **shares)
 
 
 def _words(window: Window) -> list[tuple[str, tuple[int, int]]]:
@@ -96,10 +111,10 @@ def _shown(window: Window, at: int, span: tuple[int, int], word: str) -> tuple[s
     return word, so_far, part, shape(window.pieces[at])
 
 
-def _spoken(key: str, shown: Counter, before: Counter, after: Counter, whole: float) -> Spoken:
+def _spoken(key: str, shown: Weights, before: Weights, after: Weights, whole: float) -> Spoken:
     """The token as the longest of these that most of its weight has alike."""
     total = sum(shown.values())
-    by: list[Counter] = [Counter(), Counter(), Counter(), Counter()]
+    by: list[Weights] = [Weights(), Weights(), Weights(), Weights()]
     for ways, weight in shown.items():
         for counter, way in zip(by, ways, strict=True):
             counter[way] += weight
@@ -109,13 +124,13 @@ def _spoken(key: str, shown: Counter, before: Counter, after: Counter, whole: fl
     if look in ("number", "line break", "special", "punctuation"):
         word = key
     part = "…" in word and word != key
-    return Spoken(total / whole, word, part, look, _shares(before, total), _shares(after, total))
+    return Spoken(total / whole, word, part, look, _shares(before, total), _shares(after, total), _shares(by[0], total))
 
 
-def _ordered(counts: Counter) -> list[tuple]:
+def _ordered(counts: Weights) -> list[tuple]:
     """Heaviest first; of equals the first in the alphabet."""
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-def _shares(counts: Counter, whole: float) -> list[tuple[str, float]]:
+def _shares(counts: Weights, whole: float) -> list[tuple[str, float]]:
     return [(name, weight / whole) for name, weight in _ordered(counts)]
