@@ -11,6 +11,8 @@ SparsightError            the root: catch this to catch them all; the command li
 ├── DiskFull              more to write than the disk has room for
 ├── Diverged              a training whose loss is no number any more
 ├── NotReached            a hook point that nothing flowed through: nothing was read or steered there
+├── NoAnswer              a language model elsewhere that cannot be reached, or that refuses
+├── OverBudget            a question that could cost more than is left of the budget
 └── Missing               something to install: an extra of sparsight, a compiler
 """
 
@@ -57,6 +59,14 @@ class Diverged(SparsightError):
 
 class NotReached(SparsightError):
     """A hook point that nothing flowed through, so that nothing was read or steered there."""
+
+
+class NoAnswer(SparsightError):
+    """A language model elsewhere that cannot be reached, or that refuses. What it answered before is kept."""
+
+
+class OverBudget(SparsightError):
+    """A question that could cost more than is left of the budget, and was not sent. What was answered is kept."""
 
 
 class Missing(SparsightError, ImportError):

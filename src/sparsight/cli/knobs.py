@@ -34,14 +34,18 @@ class Knob(click.ParamType):
 
 
 def knob_options(
-    section: str, prefix: str = "", flags: Mapping[str, str] | None = None, without: Iterable[str] = ()
+    section: str,
+    prefix: str = "",
+    flags: Mapping[str, str] | None = None,
+    without: Iterable[str] = (),
+    kind: type | None = None,
 ) -> Callable[..., Any]:
     """A decorator: the section's knobs as options, except secrets.
 
     prefix: before each name, "corpus-". flags: {key: name} of those with a name of their own. without: keys that get no
-    option. A section whose room is not built has none at all.
+    option. A section whose room is not built has none at all. kind: its dataclass, where it is no section of a recipe.
     """
-    kind = sections().get(section)
+    kind = kind or sections().get(section)
     options = []
     for key, one in knobs(kind).items() if kind else ():
         if one.repr and key not in without:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from sparsight.cli.asking import asking, asking_options, endpoint, tally
 from sparsight.cli.bar import Bar
-from sparsight.cli.knobs import BETWEEN, gathered, knob_options
+from sparsight.cli.knobs import gathered, knob_options
 from sparsight.cli.options import as_json, print_json
 from sparsight.config import build
 from sparsight.errors import BadInput
@@ -29,6 +30,7 @@ DEMO = ("demo", "sparsight demo")
 )
 @click.option("--model", "-m", help="Whose tokenizer: a folder, a name on the hub. [default: what the atlas says]")
 @knob_options("label")
+@asking_options
 @as_json
 def label(
     atlas: str,
@@ -38,6 +40,8 @@ def label(
     limit: int | None,
     by_hand: tuple[tuple[str, str], ...],
     model: str | None,
+    sae: str | None,
+    way: str | None,
     json_: bool,
     **options: Any,
 ) -> None:
@@ -55,16 +59,22 @@ def label(
     from sparsight import screen
     from sparsight.label.methods import Setting, labellers
     from sparsight.label.run import label as run
+    from sparsight.label.run import left
 
     if method not in labellers:
         raise BadInput(f"This sparsight labels by {', '.join(labellers)}, not by {method}.")
     tokenizer, embed = _tokenizer(opened, model), _embed(spec)
-    own = {name: value for name, value in options.items() if BETWEEN not in name}
+    own = {"endpoint": endpoint(options), "way": way, "scope": _subject(opened, model, sae, method)}
     labeller, judge = labellers[method](Setting(opened, tokenizer, spec, own))
-    with Bar() as tell:
-        made = run(opened, labeller, spec, tokenizer, tell, _numbers(features), judge=judge, embed=embed,
-                   only_unlabelled=only_unlabelled, limit=limit)  # fmt: skip
-    print_json(screen.plain(made)) if json_ else _show(made)
+    with asking(judge):
+        if own["endpoint"].dry_run:
+            todo, _ = left(opened, labeller, _numbers(features), only_unlabelled, limit)
+            _dry_run(labeller, judge, todo, spec, tokenizer)
+            return
+        with Bar() as tell:
+            made = run(opened, labeller, spec, tokenizer, tell, _numbers(features), judge=judge, embed=embed,
+                       only_unlabelled=only_unlabelled, limit=limit)  # fmt: skip
+    print_json(screen.plain(made)) if json_ else _show(made, tally(labeller, judge))
 
 
 def _open(name: str) -> Any:
@@ -92,6 +102,25 @@ def _tokenizer(atlas: Any, model: str | None) -> Any:
     return load_tokenizer(name, None if model else about.model_revision, about.tokenizer)
 
 
+def _subject(atlas: Any, model: str | None, sae: str | None, method: str) -> Any:
+    """The model with its SAE, where it is asked itself."""
+    if method != "subject":
+        return None
+    from sparsight.scope.load import load
+
+    return load("demo" if (model or atlas.about.model) in DEMO else model or atlas.about.model, sae)
+
+
+def _dry_run(labeller: Any, judge: Any, features: list[int], spec: LabelSpec, tokenizer: Any) -> None:
+    """What it would take. Raises BadInput for a method that asks nobody."""
+    from sparsight.label.estimate import estimate
+    from sparsight.label.prose import PromptedLabeller
+
+    if not isinstance(labeller, PromptedLabeller):
+        raise BadInput(f"--dry-run is for methods that send prompts; {labeller.method} sends none.")
+    click.echo(f"{len(features):,} features, {estimate(labeller, judge, features, spec, tokenizer)}")
+
+
 def _embed(spec: LabelSpec) -> Any:
     """Texts to vectors, where scores by embeddings are asked for. Raises Missing."""
     if not spec.embedding:
@@ -114,7 +143,7 @@ def _numbers(said: str | None) -> list[int] | None:
     return out
 
 
-def _show(made: Any) -> None:
+def _show(made: Any, asked: dict[str, str]) -> None:
     """How many labels of each type, and how good they are beside what is had for nothing."""
     from sparsight import screen
 
@@ -123,10 +152,11 @@ def _show(made: Any) -> None:
         "had a label already": f"{made.had:,}",
         "nothing said": f"{made.unsaid:,}",
     }
-    rows |= {f"· {kind}": f"{number:,}" for kind, number in made.types.items()}
+    rows |= {f"· {kind}": f"{number:,}" for kind, number in made.types.items() if kind}
     for name, (low, middle, high, _) in made.scores.items():
         rows[name] = f"{middle:.3f} ({low:.3f} to {high:.3f})"
     rows["always answering none"] = f"{made.nothing:.3f}"
+    rows |= asked
     screen.show_table(rows)
     if made.scores:
         screen.note("Scores are AUCs on held-out windows: the median label's, and half of all labels are in brackets.")

@@ -9,6 +9,7 @@ from typing import Any
 from sparsight.atlas.atlas import Atlas
 from sparsight.label.judge import Judge
 from sparsight.label.labeller import Labeller
+from sparsight.label.methods_llm import anthropic, openai, subject
 from sparsight.label.spec import LabelSpec
 
 
@@ -34,4 +35,4 @@ def embedded(setting: Setting) -> tuple[Labeller, None]:
     return EmbeddedLabeller(words, setting.spec.unclear_below), None
 
 
-labellers: dict[str, Make] = {"embedded": embedded}
+labellers: dict[str, Make] = {"embedded": embedded, "subject": subject, "openai": openai, "anthropic": anthropic}

@@ -71,13 +71,7 @@ def label(
     asked at a time. One without is asked in processes of their own (spec.processes), so it can be pickled.
     Raises NoFeature, and whatever the labeller raises; what was done before stays.
     """
-    wanted = list(range(len(atlas))) if features is None else list(dict.fromkeys(features))
-    if bad := next((feature for feature in wanted if not 0 <= feature < len(atlas)), None):
-        raise NoFeature(f"No feature {bad}: this SAE has {len(atlas):,} (0 to {len(atlas) - 1}).")
-    done = labelled_by(atlas, labeller.method, labeller.model, labeller.prompt)
-    had = len(done.intersection(wanted))
-    done |= labelled(atlas) if only_unlabelled else set()
-    todo = [feature for feature in wanted if feature not in done][:limit]
+    todo, had = left(atlas, labeller, features, only_unlabelled, limit)
     every = max(len(todo) // spec.embedding, 1) if spec.embedding and embed else 0
     work = Work(atlas, tokenizer, spec, log, labeller, judge)
     started, made, unsaid = time.monotonic(), [], 0
@@ -92,6 +86,24 @@ def label(
     if every and embed:
         made = _with_embedding(work, made, todo[::every], embed, tell)
     return summary(made, had, unsaid)
+
+
+def left(
+    atlas: Atlas,
+    labeller: Labeller,
+    features: Iterable[int] | None = None,
+    only_unlabelled: bool = False,
+    limit: int | None = None,
+) -> tuple[list[int], int]:
+    """Which features are yet to be labelled, and how many of those that were asked for have its label already. Raises
+    NoFeature."""
+    wanted = list(range(len(atlas))) if features is None else list(dict.fromkeys(features))
+    if bad := next((feature for feature in wanted if not 0 <= feature < len(atlas)), None):
+        raise NoFeature(f"No feature {bad}: this SAE has {len(atlas):,} (0 to {len(atlas) - 1}).")
+    done = labelled_by(atlas, labeller.method, labeller.model, labeller.prompt)
+    had = len(done.intersection(wanted))
+    done |= labelled(atlas) if only_unlabelled else set()
+    return [feature for feature in wanted if feature not in done][:limit], had
 
 
 def summary(made: Sequence[Label], had: int = 0, unsaid: int = 0) -> Summary:
