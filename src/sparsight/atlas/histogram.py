@@ -24,7 +24,7 @@ def edge(bin: int) -> float:
     return 2.0 ** (LOWEST + bin / PER_DOUBLING)
 
 
-def middle(bin: Int[np.ndarray, "..."] | int) -> Float[np.ndarray, "..."]:
+def middle(bin: Int[np.ndarray, ...] | int) -> Float[np.ndarray, ...]:
     """The activation that is within ERROR of everything in a bin: of two edges, the one with the same ratio to both."""
     return 2.0 ** (LOWEST + np.asarray(bin) / PER_DOUBLING) * 2 * GROWTH / (GROWTH + 1)
 

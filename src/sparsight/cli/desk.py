@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from sparsight import __version__
+from sparsight.cli.exchange import export, import_
 from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
 from sparsight.cli.options import Verbs
 from sparsight.cli.recipes import recipes
@@ -32,6 +33,8 @@ def cli(ctx: click.Context) -> None:
 
 
 for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, convert):
+    cli.add_command(verb)
+for verb in (export, import_):
     cli.add_command(verb)
 cli.add_command(train_plot, "train plot")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sparsight.atlas.entries import Example, Statistics
 
@@ -37,7 +38,7 @@ def bands(statistics: Statistics, examples: Sequence[Example]) -> list[Band]:
     marks = [(0.0, 0.0), *((share, known[share]) for share in shares), (1.0, statistics.max)]
     fair = sorted((one for one in examples if one.sampled), key=lambda one: (-one.value, one.at))
     out = []
-    for (begins, low), (ends, high) in zip(marks, marks[1:], strict=False):
+    for (begins, low), (ends, high) in pairwise(marks):
         last, first = ends == 1.0, begins == 0.0
         inside = tuple(e for e in fair if (first or e.value > low) and (last or e.value <= high))
         out.append(Band(low, high, begins, ends, inside))

@@ -44,7 +44,9 @@ def read_delphi(
     where = _explanations(folder)
     found = {path: match for path in sorted(where.glob("*.txt")) if (match := NAME.fullmatch(path.name))}
     if not found:
-        raise BadFile(f"'{folder}' holds no explanations of delphi's: no file like explanations/layers.19_latent123.txt.")
+        raise BadFile(
+            f"'{folder}' holds no explanations of delphi's: no file like explanations/layers.19_latent123.txt."
+        )
     mine = _module({match["module"] or "" for match in found.values()}, module, atlas, folder)
     paths = [(path, int(m["index"])) for path, m in found.items() if (m["module"] or "") == mine]
     writer = _writer(where.parent) if by is None else by

@@ -10,7 +10,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def write_table(path: Path, columns: Columns, rows: Iterable[dict[str, Any]]) ->
     """
     write = {"parquet": _write_parquet, "csv": _write_csv, "jsonl": _write_jsonl}[form(path)]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_aside(path, lambda part: write(part, columns, _sound(rows)))
     except OSError as error:
         raise BadFile(f"Cannot write '{path}': {first_line(error)}.") from error
@@ -152,7 +153,9 @@ def _arrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise Missing("Parquet needs pyarrow: pip install 'sparsight[exchange]'; or name the file .csv, .jsonl.") from error
+        raise Missing(
+            "Parquet needs pyarrow: pip install 'sparsight[exchange]'; or name the file .csv, .jsonl."
+        ) from error
     return pyarrow
 
 

@@ -41,14 +41,25 @@ STAGE = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
 CREATE TABLE feature (feature INTEGER PRIMARY KEY, row TEXT NOT NULL);
 CREATE TABLE window (digest BLOB PRIMARY KEY, number INTEGER NOT NULL, start INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE document (number INTEGER PRIMARY KEY, start INTEGER NOT NULL, length INTEGER NOT NULL, digest BLOB NOT NULL,
-    source TEXT);
+CREATE TABLE document (number INTEGER PRIMARY KEY, start INTEGER NOT NULL, length INTEGER NOT NULL,
+    digest BLOB NOT NULL, source TEXT);
 CREATE TABLE example (feature INTEGER NOT NULL, at INTEGER NOT NULL, start INTEGER NOT NULL, value REAL NOT NULL,
     held BLOB NOT NULL, top INTEGER NOT NULL, sampled INTEGER NOT NULL, document INTEGER NOT NULL);
 CREATE INDEX of_feature ON example (feature);
 """
 # What the strings of Neuronpedia's tokens were before it made them readable.
-MENDED = {"—": "âĢĶ", "–": "âĢĵ", "“": "âĢľ", "”": "âĢĿ", "‘": "âĢĺ", "’": "âĢĻ", "'": "âĢĻ", " ": "Ġ", "\n": "Ċ", "\t": "ĉ"}
+MENDED = {
+    "—": "âĢĶ",
+    "–": "âĢĵ",
+    "“": "âĢľ",
+    "”": "âĢĿ",
+    "‘": "âĢĺ",
+    "’": "âĢĻ",
+    "'": "âĢĻ",
+    " ": "Ġ",
+    "\n": "Ċ",
+    "\t": "ĉ",
+}
 
 
 def source_folder(folder: str | Path) -> Path:
@@ -224,7 +235,9 @@ class _Stage:
             known = out.get(at)
             values = np.frombuffer(held, "<f4")
             one = Example(feature, at, value, start, values, bool(top), bool(sampled), document, False)
-            out[at] = one if known is None else replace(known, top=known.top or one.top, sampled=known.sampled or one.sampled)
+            out[at] = (
+                one if known is None else replace(known, top=known.top or one.top, sampled=known.sampled or one.sampled)
+            )
         return list(out.values())
 
 
@@ -234,7 +247,10 @@ def _staged(folder: Path, ids: Callable[[list[str]], list[int] | None], below: i
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True)
-        with closing(sqlite3.connect(folder / "stage.db", isolation_level=None)) as db, (folder / "tokens").open("wb") as tokens:
+        with (
+            closing(sqlite3.connect(folder / "stage.db", isolation_level=None)) as db,
+            (folder / "tokens").open("wb") as tokens,
+        ):
             db.executescript(STAGE + "BEGIN;")
             yield _Stage(db, tokens, ids, below)
     except OSError as error:
@@ -286,7 +302,9 @@ def read_neuronpedia(
                 atlas._db.close()  # what is written goes into the table itself, before the folder moves
 
         write_folder(to, TABLE, write)
-    notes = (f"{stage.lost:,} examples are left out: they have tokens that this tokenizer lacks.",) if stage.lost else ()
+    notes = (
+        (f"{stage.lost:,} examples are left out: they have tokens that this tokenizer lacks.",) if stage.lost else ()
+    )
     return Moved(to, {"features": count, "examples": stage.kept, "documents": stage.windows}, notes)
 
 
@@ -340,7 +358,9 @@ def _statistics(row: Row, feature: int, below: int, ids: Callable[[list[str]], l
     share = row.number("frac_nonzero", 0.0) or 0.0
     if len(heights) != len(values) or not 0 <= share <= 1:
         raise row.wrong("frac_nonzero is from 0 to 1, and the histogram has a height for each value")
-    bars = sorted((value, round(height)) for value, height in zip(values, heights, strict=True) if value > 0 and height >= 1)
+    bars = sorted(
+        (value, round(height)) for value, height in zip(values, heights, strict=True) if value > 0 and height >= 1
+    )
     fires = sum(count for _, count in bars) or int(share > 0)
     histogram: dict[int, int] = {}
     for value, count in bars:
@@ -352,7 +372,7 @@ def _statistics(row: Row, feature: int, below: int, ids: Callable[[list[str]], l
     quantiles = {q: min(_quantile(bars, q), most) for q in SHARES} if bars else {}
     near = zip(row.list_of("topkCosSimIndices", is_number, "features"), row.numbers("topkCosSimValues"), strict=False)
     tokens = {"top_logits": ("pos_str", "pos_values"), "bottom_logits": ("neg_str", "neg_values")}
-    logits = {name: _pairs(row, *columns, ids) for name, columns in tokens.items()}
+    logits: dict[str, Any] = {name: _pairs(row, *columns, ids) for name, columns in tokens.items()}
     return Statistics(
         feature, fires, round(fires / share) if share else 0, mean, square**0.5, most, scale=quantiles.get(0.99, most),
         quantiles=quantiles, histogram=histogram, flags=() if fires else ("dead",), **logits,

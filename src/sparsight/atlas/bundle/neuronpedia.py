@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ def write_neuronpedia(
 
     vocabulary: the tokenizer; without it tokens are ids as text. features: of these alone. model_id, source_id: what
     Neuronpedia calls them, as "llama3.1-8b-it" and "19-goodfire-res-65k"; by default made of what the atlas says.
-    Raises BadInput for a source that does not begin with a layer's number, Mismatch for a token that the tokenizer lacks.
+    Raises BadInput for a source that does not begin with a layer's number, Mismatch for a token the tokenizer lacks.
     """
     about = atlas.about
     layer = next(iter(re.findall(r"\d+", about.hook_point)), "0")
@@ -70,20 +71,22 @@ def write_neuronpedia(
         raise BadInput(f"A source is called LAYER-SET, as 19-res-65k, not '{source_id}'; and a model not '{model_id}'.")
     wanted = list(range(len(atlas))) if features is None else _known(atlas, features)
     place = Path(to) / model_id / source_id
-    counts = dict.fromkeys(KINDS, 0)
+    counts: dict[str, int] = dict.fromkeys(KINDS, 0)
 
     def write(folder: Path) -> None:
         rows = _Rows(atlas, model_id, source_id, _tokens(vocabulary))
         for kind in KINDS:
             (folder / kind).mkdir()
-        batches = range(0, len(wanted), BATCH)
-        for number, begin in enumerate(batches):
+        every = iter(told(wanted, "export", len(wanted), "features", tell))
+        for number in range(-(-len(wanted) // BATCH)):
             with ExitStack() as stack:
-                out = {kind: stack.enter_context(_packed(folder / kind / f"batch-{number}.jsonl.gz")) for kind in KINDS}
-                for feature in told(wanted[begin : begin + BATCH], f"batch {number}", None, "features", tell):
+                out = {kind: stack.enter_context(_Packed(folder / kind / f"batch-{number}.jsonl.gz")) for kind in KINDS}
+                for feature in islice(every, BATCH):
                     for kind, row in rows.of(feature):
                         out[kind](row)
                         counts[kind] += 1
+        for _ in every:  # it says that it is done
+            pass
         for name, row in _sources(atlas, model_id, source_id).items():
             (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
         how = "ids" if vocabulary is None else "vocabulary"
@@ -252,7 +255,7 @@ def _tokens(vocabulary: Vocabulary | None) -> Callable[[Iterable[int]], list[str
     return strings
 
 
-class _packed:
+class _Packed:
     """Opens a packed file for rows, which it writes when it is called. The same rows give the same bytes."""
 
     def __init__(self, path: Path) -> None:
@@ -260,7 +263,10 @@ class _packed:
         self.file = gzip.GzipFile("", "wb", 5, self.raw, 0)
 
     def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        return lambda row: self.file.write(json.dumps(row).encode() + b"\n") and None
+        return self.write
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row).encode() + b"\n")
 
     def __exit__(self, *_: Any) -> None:
         self.file.close()

@@ -94,7 +94,9 @@ def read_labels(
 
     found = labels() if ours else apart(labels())
     atlas.add(told(found, "import", None, "labels", tell))
-    notes = ["The file names no SAE: that these are labels of this one is taken on trust."] if "sae" not in names else []
+    notes = (
+        ["The file names no SAE: that these are labels of this one is taken on trust."] if "sae" not in names else []
+    )
     notes += [f"{others:,} labels are of another SAE, as was asked for."] if others else []
     return Moved(atlas.folder, {"labels": count, "features": len(features)}, tuple(notes))
 
@@ -105,12 +107,12 @@ def label_of(row: Row, feature: int, text: str) -> Label:
     if method not in METHODS:
         raise row.wrong(f"a label is by one of {', '.join(METHODS)}, not {method!r}")
     rule, scores = row.values.get("rule"), row.values.get("scores") or {}
-    if rule is not None and not isinstance(rule, dict) or not isinstance(scores, dict):
+    if (rule is not None and not isinstance(rule, dict)) or not isinstance(scores, dict):
         raise row.wrong("rule and scores are JSON objects")
     confidence = row.number("confidence")
     if confidence is not None and not 0 <= confidence <= 1:
         raise row.wrong(f"confidence is from 0 to 1, not {confidence}")
-    said = {name: row.text(name, "") for name in ("model", "prompt", "type", "created")}
+    said: dict[str, Any] = {name: row.text(name, "") for name in ("model", "prompt", "type", "created")}
     scored = {row.clean(name): _score(row, name, value) for name, value in scores.items()}
     return Label(feature, text, method, rule=rule, confidence=confidence, scores=scored, **said)
 
@@ -145,6 +147,11 @@ def check_sae(row: Row, atlas: Atlas, force: bool) -> bool:
 
 
 # ── statistics ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_statistics(names: Iterable[str]) -> bool:
+    """Whether a table with these columns is one of statistics."""
+    return {"index", "fires", "histogram"} <= set(names)
 
 
 def write_statistics(
@@ -210,7 +217,8 @@ def read_statistics(atlas: Atlas, source: str | Path, force: bool = False, tell:
 
 def replace_statistics(atlas: Atlas, found: Iterable[Statistics]) -> None:
     """Other statistics of features, all or none."""
-    put = "fires = ?, density = ?, mean = ?, max = ?, scale = ?, documents = ?, role = ?, language = ?, flags = ?, more = ?"
+    names = ("fires", "density", "mean", "max", "scale", "documents", "role", "language", "flags", "more")
+    put = ", ".join(f"{name} = ?" for name in names)
     with atlas._writing() as db:
         for one in found:
             feature, *columns = draft._columns(one)
