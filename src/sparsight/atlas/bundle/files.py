@@ -57,7 +57,7 @@ def read_table(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def column_names(path: Path) -> list[str]:
-    """The columns of a table; of JSON lines, those of the first row."""
+    """The columns of a table; of JSON lines, those of the first row: none where there is no row."""
     kind = form(path)
     if kind == "parquet":
         return list(_parquet_file(path).schema_arrow.names)

@@ -15,7 +15,7 @@ from typing import Any
 
 from sparsight.atlas import draft
 from sparsight.atlas.atlas import Atlas
-from sparsight.atlas.bundle.files import Columns, column_names, read_table, write_table
+from sparsight.atlas.bundle.files import Columns, column_names, form, read_table, write_table
 from sparsight.atlas.bundle.moved import Moved, Tell, told
 from sparsight.atlas.bundle.values import Row, is_number
 from sparsight.atlas.entries import METHODS, Label, Score, Statistics
@@ -70,6 +70,8 @@ def read_labels(
     """
     source = Path(source)
     names = column_names(source)
+    if not names and form(source) == "jsonl":
+        return Moved(atlas.folder, {"labels": 0, "features": 0}, (f"'{source}' holds no rows.",))
     index, text = (next((n for n in known if n in names), None) for known in (INDICES, TEXTS))
     if index is None or text is None:
         wants = f"a column index (or {', '.join(INDICES[1:4])}) and a label (or {', '.join(TEXTS[1:3])})"
@@ -200,7 +202,10 @@ def read_statistics(atlas: Atlas, source: str | Path, force: bool = False, tell:
     Raises BadFile with the line, Mismatch where the table is of another SAE.
     """
     source = Path(source)
-    if missing := [name for name in ("index", *MEASURED) if name not in column_names(source)]:
+    names = column_names(source)
+    if not names and form(source) == "jsonl":
+        return Moved(atlas.folder, {"features": 0}, (f"'{source}' holds no rows.",))
+    if missing := [name for name in ("index", *MEASURED) if name not in names]:
         raise BadFile(f"'{source}' is no table of statistics: it has no column {', '.join(missing)}.")
     count = 0
 
