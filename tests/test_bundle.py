@@ -105,7 +105,7 @@ LABELS = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.lists(LABELS, max_size=6, unique_by=lambda one: (one.feature, one.method, one.model, one.prompt)))
 def test_labels_of_any_text_come_back_from_any_table(tmp_path_factory, labels):
     folder = tmp_path_factory.mktemp("any")
@@ -122,7 +122,7 @@ def hashable(one):
     return repr(replace(one, id=None))
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(st.data())
 def test_statistics_of_any_numbers_come_back_from_any_table(tmp_path_factory, data):
     count, share = st.integers(0, 2**50), st.floats(0, 1)
@@ -251,7 +251,7 @@ def test_a_name_that_is_no_tables_is_refused(atlas, tmp_path):
             write_labels(atlas, tmp_path / name)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.sampled_from(FORMS), st.binary(max_size=200), st.integers(0, 400), st.booleans())
 def test_damaged_tables_are_errors_and_never_half_taken(tmp_path_factory, form, junk, at, cut):
     folder = tmp_path_factory.mktemp("junk")
@@ -329,6 +329,7 @@ def test_an_atlas_comes_back_from_neuronpedias_files(real, tmp_path, tokenizer):
     out = write_neuronpedia(real, tmp_path / "np", tokenizer)
     got = read_neuronpedia(tmp_path / "np", tmp_path / "back", vocabulary=tokenizer)
     assert (got.counts, got.notes) == ({"features": 3, "examples": 4, "documents": 3}, ())
+    assert sorted(p.name for p in (tmp_path / "back").iterdir()) == ["atlas.db", "tokens.bin"]
     back = Atlas(tmp_path / "back", sae="5ae0", tokenizer=vocabulary(tokenizer))
     assert back.all_labels() == real.all_labels()
     for feature in range(3):
@@ -344,7 +345,6 @@ def test_an_atlas_comes_back_from_neuronpedias_files(real, tmp_path, tokenizer):
         assert now.top_logits == was.top_logits
     assert back.statistics(1).histogram == real.statistics(1).histogram
     assert back.statistics(0).flags == ("dead",)
-    assert sorted(p.name for p in (tmp_path / "back").iterdir()) == ["atlas.db", "tokens.bin"]
     read_explanations(wiped(real), out.place)
     assert real.all_labels() == back.all_labels()
 
@@ -359,7 +359,7 @@ def test_without_a_tokenizer_ids_go_out_and_come_back(real, tmp_path):
 def their_folder(tmp_path, tokenizer, **more):
     """A source as Neuronpedia gives it: rows in the order of indices as text, some tokens made readable."""
     folder = tmp_path / "theirs" / "gemma" / "20-res"
-    words = ["Once", "Ġupon", "Ġa", "Ġtime", "’", " there", "Ċ"]
+    words = ["Once", "Ġupon", "Ġa", "Ġtime", ".", " there", "\n"]
     window = {"tokens": words, "values": [0, 0, 0, 2.5, 0, 1, 0], "binContains": -1} | more
     fair = {**window, "binContains": 0.2, "binMin": 0, "binMax": 2}
     packed(folder / "features" / "batch-0.jsonl.gz", *(json.dumps(row) for row in (
@@ -386,7 +386,7 @@ def test_a_strangers_source_becomes_an_atlas(tmp_path, tokenizer):
     assert (len(atlas), atlas.about.documents, atlas.about.corpus) == (12, 1, "Neuronpedia gemma/20-res")
     (one,) = atlas.examples(10)
     assert (one.value, one.top, one.sampled) == (2.5, True, True)
-    assert tokenizer.decode(atlas.tokens.tolist()) == "Once upon a time’ there\n"
+    assert tokenizer.decode(atlas.tokens.tolist()) == "Once upon a time. there\n"
     found = atlas.statistics(10)
     assert (found.fires, found.tokens, found.density, found.max) == (10, 1000, 0.01, 2.5)
     assert found.top_logits == ((tokenizer.convert_tokens_to_ids("Ġtime"), 1.0),)
@@ -452,9 +452,10 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path, tokenizer, 
     folder = their_folder(tmp_path, tokenizer)
     monkeypatch.setattr(rows, "FREE", 1 << 20)
     monkeypatch.setattr(rows, "LONGEST", 1 << 16)
-    file = packed(folder / "activations" / "batch-0.jsonl.gz", *["{}".ljust(1 << 15)] * 2000)
+    dead = '{"index": "2", "tokens": ["a"], "values": [0]}'
+    file = packed(folder / "activations" / "batch-0.jsonl.gz", *[dead.ljust(1 << 15)] * 2000)
     assert file.stat().st_size * rows.MOST < 2000 << 15
-    with pytest.raises(BadFile, match="batch-0.jsonl.gz', line 1.*unpacks to over 250 times its size"):
+    with pytest.raises(BadFile, match="batch-0.jsonl.gz', line \\d+: it unpacks to over 250 times its size"):
         read_neuronpedia(folder, tmp_path / "atlas", THEIRS, tokenizer)
     packed(file, " " * (1 << 17))
     with pytest.raises(BadFile, match="line 1, is longer than"):
@@ -564,7 +565,8 @@ class Page(html.parser.HTMLParser):
 
 
 HOSTILE = ["</script>", "<script>alert(1)</script>", '"><img src=http://evil/x onerror=alert(1)>',
-           "\u202egnp.exe\u202c", " مرحبا", "☕", "👨‍👩‍👧", "\x1b[31m", "{{ 7*7 }}", "&lt;", "</bdi></li>", "\ud800", "\n"]  # fmt: skip
+           "\u202egnp.exe\u202c", " مرحبا", "☕", "👨‍👩‍👧", "\x1b[31m", "{{ 7*7 }}", "&lt;", "</bdi></li>", "\ud800",
+           "\n"]  # fmt: skip
 
 
 def test_a_page_asks_for_nothing_and_runs_nothing_whatever_the_tokens_hold(atlas, tmp_path):
@@ -689,6 +691,10 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials")
         return False
 
+    @staticmethod
+    def sha(files):
+        return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+
     @property
     def base(self):
         return f"http://{self.headers['Host']}"
@@ -697,12 +703,14 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if not self.may():
             return
-        if self.path == "/api/repos/create":
+        if self.path == "/api/validate-yaml":
+            self.answer(200, {"errors": [], "warnings": []})
+        elif self.path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             assert asked["type"] == "dataset"
             self.repos.setdefault(name, {})
-            self.private[name] = asked.get("private")
+            self.private[name] = asked.get("private") or asked.get("visibility") == "private"
             self.answer(200, {"url": f"{self.base}/datasets/{name}"})
         elif "/preupload/" in self.path:
             files = [{"path": f["path"], "uploadMode": "regular" if f["path"].endswith(".md") else "lfs",
@@ -744,13 +752,17 @@ class Hub(BaseHTTPRequestHandler):
                 return self.answer(200, [{"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
                                          for n, d in files.items()])  # fmt: skip
             siblings = [{"rfilename": n} for n in files]
-            return self.answer(200, {"id": "/".join(parts[2:4]), "sha": "a" * 40, "siblings": siblings})
+            return self.answer(200, {"id": "/".join(parts[2:4]), "sha": self.sha(files), "siblings": siblings})
         if parts[0] == "datasets" and parts[3] == "resolve":
-            data = self.repos["/".join(parts[1:3])]["/".join(parts[5:])]
-            return self.answer(200, data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit="a" * 40)
+            files = self.repos["/".join(parts[1:3])]
+            data = files["/".join(parts[5:])]
+            return self.answer(200, data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=self.sha(files))
         return self.answer(404, {"error": self.path})
 
     do_HEAD = do_GET
+
+
+DEPRECATED = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the hub's client's own
 
 
 @pytest.fixture
@@ -772,6 +784,7 @@ def hub(monkeypatch, tmp_path):
     thread.join()
 
 
+@DEPRECATED
 def test_an_atlas_goes_to_the_hub_and_comes_back_the_same(atlas, tmp_path, hub):
     atlas.add([SEA, SHIPS])
     assert (atlas.folder / "atlas.db-wal").stat().st_size > 0  # what was written last is not in the table's own file
@@ -797,6 +810,7 @@ def test_an_atlas_goes_to_the_hub_and_comes_back_the_same(atlas, tmp_path, hub):
     assert Hub.private["me/open"] is False
 
 
+@DEPRECATED
 def test_what_the_hub_has_is_checked_before_it_takes_a_place(atlas, tmp_path, hub):
     at = {"endpoint": hub, "token": Hub.token}
     push(atlas.folder, "me/pirates", **at)
@@ -823,6 +837,7 @@ def test_what_the_hub_has_is_checked_before_it_takes_a_place(atlas, tmp_path, hu
     assert not list(tmp_path.glob("copy*"))
 
 
+@DEPRECATED
 def test_the_hubs_refusals_are_told_in_one_line(atlas, tmp_path, hub):
     with pytest.raises(BadFile, match="Cannot make 'me/pirates' on the hub: .*401"):
         push(atlas.folder, "me/pirates", token="hf_wrong", endpoint=hub)

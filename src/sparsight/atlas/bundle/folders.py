@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def write_folder(place: Path, mark: str, write: Callable[[Path], Any]) -> None:
     Raises BadInput where the place holds something else, BadFile where the disk does not take it.
     """
     aside, old = place.with_name(place.name + PART), place.with_name(place.name + OLD)
+    made = [folder for folder in place.parents if not folder.exists()]
     try:
         if old.exists() and not place.exists():  # killed between the two moves
             old.rename(place)
@@ -38,3 +40,7 @@ def write_folder(place: Path, mark: str, write: Callable[[Path], Any]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         if place.exists():
             shutil.rmtree(old, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                for folder in made:
+                    folder.rmdir()

@@ -24,7 +24,7 @@ T = TypeVar("T")
 SCHEME = "hub:"
 CARD = "README.md"
 MORE = ("log.bin", "vectors.*")  # what an atlas may hold besides its table and its tokens
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def repository(name: str) -> str:
@@ -169,5 +169,5 @@ def _asked(call: Callable[[], T], what: str) -> T:
         raise
     except Exception as error:  # whatever any layer of the hub's client raises
         causes = [error, *filter(None, [error.__cause__])]
-        said = "; ".join(dict.fromkeys(first_line(one) for one in causes if isinstance(one, Exception)))
+        said = "; ".join(dict.fromkeys(first_line(one).rstrip(".") for one in causes if isinstance(one, Exception)))
         raise BadFile(f"{what}: {said}.") from error
