@@ -460,6 +460,7 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path, tokenizer, 
     packed(file, " " * (1 << 17))
     with pytest.raises(BadFile, match="line 1, is longer than"):
         read_neuronpedia(folder, tmp_path / "atlas", THEIRS, tokenizer)
+    packed(file, dead)
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(BadFile, match="Cannot read '.*batch-0.jsonl.gz'"):
         read_neuronpedia(folder, tmp_path / "atlas", THEIRS, tokenizer)

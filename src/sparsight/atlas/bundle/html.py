@@ -199,7 +199,7 @@ def _shares(one: Statistics) -> Iterator[tuple[str, tuple[tuple[str, float], ...
         last = len(starts) - 1
         named = [f"token {s + 1}" if i < 2 else f"from {s + 1}" for i, s in enumerate(starts)]
         pairs = ((named[i] if i < last else f"{named[i]} on", n / total) for i, n in enumerate(one.positions) if n)
-        yield "place in the document", tuple(sorted(pairs, key=lambda pair: -pair[1])[:6])
+        yield "place in the document", tuple(pairs)
 
 
 def _groups(one: Statistics, examples: Sequence[Example], show: Callable[[Example], Shown]) -> Iterator[Group]:
