@@ -1,6 +1,7 @@
 """What goes in and out of an atlas as files comes back as it was, and what strangers send is refused with its place."""
 
 import base64
+import copy
 import gzip
 import hashlib
 import html.parser
@@ -16,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from conftest import random_sae
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_atlas import DOCUMENTS, EXAMPLES
@@ -40,6 +42,7 @@ from sparsight.atlas.histogram import edge
 from sparsight.cli import main
 from sparsight.errors import BadFile, BadInput, Mismatch, NoFeature, SparsightError
 from sparsight.lm.text import pieces, vocabulary
+from sparsight.sae.files import save_sae
 
 FORMS = ("csv", "jsonl", "parquet", "tsv", "csv.gz", "jsonl.gz")
 ABOUT = About("5ae0", "some/model", "70ce", "model.layers.1", d_hidden=3, tokens=30, documents=3, created="2026-01-02")
@@ -473,6 +476,11 @@ def test_an_export_of_another_sae_or_tokenizer_is_refused(real, tmp_path, tokeni
         read_explanations(other, out.place)
     with pytest.raises(Mismatch, match="is of SAE 5ae0, not of 0ther"):
         read_neuronpedia(out.place, tmp_path / "new", replace(THEIRS, sae="0ther", tokenizer=""), tokenizer)
+    told = json.loads((out.place / "sparsight.json").read_text())
+    for wrong in ({"d_hidden": 2**40}, {"d_hidden": "3"}, {"sae": None}, {"more": 1}):
+        (out.place / "sparsight.json").write_text(json.dumps({**told, "about": {**told["about"], **wrong}}))
+        with pytest.raises(BadFile, match="does not say what it is of"):
+            read_neuronpedia(out.place, tmp_path / "new", None, tokenizer)
     with pytest.raises(Mismatch, match="No token 500 in this tokenizer"):
         write_neuronpedia(made(tmp_path / "far", tokens=[500] * 30), tmp_path / "np2", tokenizer)
     with pytest.raises(BadInput, match="A source is called LAYER-SET"):
@@ -879,6 +887,7 @@ def test_labels_and_statistics_by_the_verbs(atlas, tmp_path, capsys):
 
 
 def test_text_comes_from_the_tokenizer_of_the_model_that_the_atlas_names(real, tmp_path, capsys, tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.save_pretrained(tmp_path / "model")
     named = made(tmp_path / "named", replace(real.about, model=str(tmp_path / "model")), real.tokens.tolist())
     code, _, err = run(capsys, "export", named.folder, tmp_path / "p.html", "-f", "1,1,2")
@@ -895,6 +904,33 @@ def test_text_comes_from_the_tokenizer_of_the_model_that_the_atlas_names(real, t
     assert run(capsys, "import", tmp_path / "np", tmp_path / "back")[0] == 0
     assert len(Atlas(tmp_path / "back").examples(1)) == 2
     assert run(capsys, "import", tmp_path / "np", tmp_path / "back", "--model", tmp_path / "model")[0] == 0
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(tmp_path / "another")
+    for place, said in (("back", "back' is of tokenizer"), ("new", "1-set' is of tokenizer")):
+        code, _, err = run(capsys, "import", tmp_path / "np", tmp_path / place, "--model", tmp_path / "another")
+        assert code == 1
+        assert said in err
+
+
+def test_a_strangers_source_needs_the_sae_and_the_model_by_the_verb(tmp_path, capsys, tokenizer):
+    their_folder(tmp_path, tokenizer)
+    tokenizer.save_pretrained(tmp_path / "model")
+    sae = random_sae()
+    save_sae(sae, tmp_path / "sae")
+    args = ["import", tmp_path / "theirs", tmp_path / "atlas"]
+    for more in ([], ["--model", tmp_path / "model"], ["--sae", tmp_path / "sae"]):
+        code, _, err = run(capsys, *args, *more)
+        assert code == 1
+        assert "name the SAE and the model" in err or "Which tokenizer?" in err
+    code, _, err = run(capsys, *args, "--model", tmp_path / "model", "--sae", tmp_path / "sae")
+    assert code == 0, err
+    about = Atlas(tmp_path / "atlas").about
+    assert (about.sae, about.d_hidden, about.hook_point) == (sae.fingerprint, sae.d_hidden, sae.config.hook_point)
+    (tmp_path / "l.csv").write_text("index,label\n1,sea\n")
+    assert run(capsys, "import", tmp_path / "l.csv", tmp_path / "atlas", "--sae", tmp_path / "sae")[0] == 0
+    save_sae(random_sae(seed=1), tmp_path / "other")
+    code, _, err = run(capsys, "import", tmp_path / "l.csv", tmp_path / "atlas", "--sae", tmp_path / "other")
+    assert (code, "is of SAE" in err) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,22 +213,20 @@ def _into(kind: str, found: Any, source: str, tell: Any, more: dict[str, Any]) -
 
 def _new(source: str, place: Path, sae: str | None, model: str | None, tell: Any) -> Any:
     """An atlas of Neuronpedia's files."""
+    from sparsight.atlas.about import About
     from sparsight.atlas.bundle.from_neuronpedia import read_neuronpedia, source_folder, told_about
+    from sparsight.lm.text import vocabulary
 
-    told = told_about(source_folder(source)).get("about", {})
-    name = model or str(told.get("model", ""))
-    tokenizer = _loaded(name) if name else None
-    about = None
+    told = told_about(source_folder(source))
+    name = model or str(told.get("about", {}).get("model", ""))
+    tokenizer = _loaded(name) if name and (model or told.get("tokens") != "ids") else None
+    about = About("", name, "" if tokenizer is None else vocabulary(tokenizer), "", 0, 0, 0)
     if sae is not None:
-        if tokenizer is None:
-            raise BadInput("Which model? Give --model: its tokenizer turns the files' tokens into ids.")
-        from sparsight.atlas.about import About
-        from sparsight.lm.text import vocabulary
         from sparsight.sae.files import load_sae
 
         loaded = load_sae(sae)
-        of = {"hook_point": loaded.config.hook_point or "", "d_hidden": loaded.d_hidden, "tokens": 0, "documents": 0}
-        about = About(loaded.fingerprint, name, vocabulary(tokenizer), **of)
+        hook_point = loaded.config.hook_point or ""
+        about = replace(about, sae=loaded.fingerprint, hook_point=hook_point, d_hidden=loaded.d_hidden)
     return read_neuronpedia(source, place, about, tokenizer, tell)
 
 

@@ -34,8 +34,10 @@ from sparsight.atlas.examples import LONGEST
 from sparsight.atlas.histogram import BINS, LOWEST, PER_DOUBLING
 from sparsight.disk import first_line, read_json
 from sparsight.errors import BadFile, BadInput, Mismatch
+from sparsight.records import is_whole
 
 WINDOW = 65_536  # tokens of one, at most
+FEATURES = 1 << 24  # of an SAE, at most: a stranger's number does not fill the disk
 SHARES = (0.2, 0.4, 0.5, 0.6, 0.8, 0.95, 0.99)  # the quantiles that a histogram of theirs is asked for
 STAGE = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
@@ -157,7 +159,7 @@ class _Stage:
     highest: int = -1
 
     def limit(self) -> int:
-        return 2**31 if self.below is None else self.below
+        return FEATURES if self.below is None else self.below
 
     def add_feature(self, row: Row) -> None:
         feature = row.index("index", self.limit())
@@ -312,13 +314,16 @@ def _about(theirs: dict[str, Any], mine: About | None, folder: Path) -> About:
     """What the new atlas is of. Raises Mismatch where the files say otherwise, BadInput where nobody says."""
     said = theirs.get("about")
     if said is None:
-        if mine is None:
+        if mine is None or not mine.sae:
             raise BadInput(f"'{folder}' does not say which SAE it is of: name the SAE and the model.")
         return replace(mine, corpus=f"Neuronpedia {folder.parent.name}/{folder.name}")
     try:
         found = About(**said)
     except TypeError as error:
         raise BadFile(f"'{folder / ABOUT}' does not say what it is of: {error}.") from error
+    texts = (found.sae, found.model, found.tokenizer, found.hook_point, found.created)
+    if not all(isinstance(text, str) for text in texts) or not is_whole(found.d_hidden) or found.d_hidden > FEATURES:
+        raise BadFile(f"'{folder / ABOUT}' does not say what it is of, in texts and up to {FEATURES:,} features.")
     if mine is not None:
         found.check(str(folder), mine.sae or None, mine.tokenizer or None)
     return found

@@ -151,7 +151,7 @@ class _Rows:
 
     def activation(self, one: Example, band: Band | None) -> dict[str, Any]:
         """band: None for one of the strongest."""
-        values = [_short(float(value)) for value in one.values]
+        values = [_short(value) if value else 0.0 for value in one.values.tolist()]
         peak = int(np.argmax(one.values))
         ids = self.atlas.tokens[one.start : one.start + len(values)]
         low, high, share = (-1, -1, -1) if band is None else (band.low, band.high, band.share)
