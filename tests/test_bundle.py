@@ -507,7 +507,7 @@ def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_folder(place, "mark", killed)
     assert (place / "mark").read_text() == "one"
-    place.rename(tmp_path / "place.old")  # killed between the two moves
+    place.rename(tmp_path / "place.old.part")  # killed between the two moves
     with pytest.raises(KeyboardInterrupt):
         write_folder(place, "mark", killed)
     assert (place / "mark").read_text() == "one"
@@ -815,6 +815,11 @@ def test_an_atlas_goes_to_the_hub_and_comes_back_the_same(atlas, tmp_path, hub):
     assert back.tokens.tolist() == list(range(30))
     assert (tmp_path / "copy" / "vectors.npy").read_bytes() == b"meanings"
     assert {p.name for p in tmp_path.iterdir()} <= {"atlas", "copy", "c"}
+    with pytest.raises(BadInput, match="There is an atlas in '.*copy' already"):
+        pull("me/pirates", tmp_path / "copy", **at)
+    wiped(back)
+    pull("me/pirates", tmp_path / "copy", force=True, **at)
+    assert Atlas(tmp_path / "copy").all_labels() == atlas.all_labels()
     push(atlas.folder, "me/open", private=False, **at)
     assert Hub.private["me/open"] is False
 

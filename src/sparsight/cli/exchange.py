@@ -70,7 +70,7 @@ def export(
 @click.option("--module", help="Of delphi: whose latents, as layers.19. [default: the atlas's hook point]")
 @click.option("--sae", "-s", help="The SAE that it must be of; it is loaded to see. A new atlas needs it.")
 @click.option("--model", "-m", help="The model that it must be of, by its tokenizer. A new atlas needs it.")
-@click.option("--force", is_flag=True, help="Even what says that it is of another SAE.")
+@click.option("--force", is_flag=True, help="Even of another SAE; of hub: in an atlas's place, which is lost.")
 @click.option("--revision", help="Of hub: a commit, a branch, a tag.")
 @as_json
 def import_(
@@ -97,7 +97,7 @@ def import_(
             from sparsight.atlas.bundle.hub import pull
 
             of = {"sae": _fingerprint(sae), "tokenizer": _vocabulary(model)}
-            out = pull(source, place, revision, **of)
+            out = pull(source, place, revision, force=more["force"], **of)
         elif kind == "neuronpedia" and not (place / TABLE).exists():
             out = _new(source, place, sae, model, tell)
         else:

@@ -11,7 +11,7 @@ from typing import Any
 from sparsight.disk import PART, first_line
 from sparsight.errors import BadFile, BadInput
 
-OLD = ".old"
+OLD = f".old{PART}"
 
 
 def write_folder(place: Path, mark: str, write: Callable[[Path], Any]) -> None:

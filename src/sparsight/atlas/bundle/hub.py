@@ -80,14 +80,20 @@ def pull(
     token: str | None = None,
     sae: str | None = None,
     tokenizer: str | None = None,
+    force: bool = False,
     endpoint: str | None = None,
 ) -> Moved:
-    """Download an atlas: whole and sound, or nothing. An atlas that is there is replaced.
+    """Download an atlas: whole and sound, or nothing.
 
-    sae, tokenizer: fingerprints that it must be of. Raises BadFile where the hub has none or it is damaged, Mismatch
-    where it is of another SAE or tokenizer, BadInput where the folder holds something else.
+    sae, tokenizer: fingerprints that it must be of. force: in the place of an atlas that is there. Raises BadFile where
+    the hub has none or it is damaged, Mismatch where it is of another SAE or tokenizer, BadInput where the folder holds
+    something else.
     """
     name, folder = repository(repo), Path(folder)
+    if (folder / TABLE).exists() and not force:
+        raise BadInput(
+            f"There is an atlas in '{folder}' already: write elsewhere, or force it to lose what that holds."
+        )
     from huggingface_hub import snapshot_download
 
     def write(aside: Path) -> None:

@@ -104,6 +104,7 @@ class _Rows:
         self.source = {"modelId": model, "layer": source}
         self.created = atlas.about.created or None
         self.labels = atlas.all_labels()
+        self.sources = [source for (source,) in atlas.rows("SELECT source FROM document ORDER BY number")]
 
     def of(self, feature: int) -> Iterator[tuple[str, dict[str, Any]]]:
         statistics, examples = self.atlas.statistics(feature), self.atlas.examples(feature)
@@ -153,16 +154,16 @@ class _Rows:
         """band: None for one of the strongest."""
         values = [_short(value) if value else 0.0 for value in one.values.tolist()]
         peak = int(np.argmax(one.values))
-        ids = self.atlas.tokens[one.start : one.start + len(values)]
+        ids = self.atlas.tokens[one.start : one.start + len(values)].tolist()
         low, high, share = (-1, -1, -1) if band is None else (band.low, band.high, band.share)
         key = f"{one.feature} {one.at} {'top' if band is None else 'fair'}"
         return {
             "id": _cuid("activation", self.source["modelId"], self.source["layer"], key),
-            "tokens": self.tokens(int(id) for id in ids),
+            "tokens": self.tokens(ids),
             "dataIndex": str(one.document),
             "index": str(one.feature),
             **self.source,
-            "dataSource": self.atlas.document(one.document).source,
+            "dataSource": self.sources[one.document],
             "maxValue": values[peak],
             "maxValueTokenIndex": peak,
             "minValue": min(values),
@@ -246,11 +247,11 @@ def _tokens(vocabulary: Vocabulary | None) -> Callable[[Iterable[int]], list[str
     words = {id: token for token, id in vocabulary.get_vocab().items()}
 
     def strings(ids: Iterable[int]) -> list[str]:
-        ids = list(ids)
-        for id in ids:
-            if id not in words:
-                raise Mismatch(f"No token {id} in this tokenizer, of {len(words):,}: the atlas was made with another.")
-        return [words[id] for id in ids]
+        try:
+            return [words[id] for id in ids]
+        except KeyError as error:
+            said = f"No token {error} in this tokenizer, of {len(words):,}"
+            raise Mismatch(f"{said}: the atlas was made with another.") from None
 
     return strings
 
