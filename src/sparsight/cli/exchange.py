@@ -236,7 +236,7 @@ def _tokenizer(about: Any, model: str | None) -> tuple[Any, str]:
         name = model or about.model
         if not name:
             raise BadInput("the atlas names no model; give --model")
-        found = _loaded(name)
+        found = _loaded(name, "" if model else about.model_revision)
         from sparsight.lm.text import vocabulary
 
         if vocabulary(found) != about.tokenizer:
@@ -248,7 +248,7 @@ def _tokenizer(about: Any, model: str | None) -> tuple[Any, str]:
         return None, str(error).rstrip(".")
 
 
-def _loaded(name: str) -> Any:
+def _loaded(name: str, revision: str = "") -> Any:
     """A model's tokenizer alone. Raises BadFile."""
     from transformers import AutoTokenizer
 
@@ -259,7 +259,7 @@ def _loaded(name: str) -> Any:
 
         name = str(demo_folder() / "model")
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, revision=revision or None)
     except Exception as error:  # whatever any of transformers' loaders raises about a file
         raise BadFile(f"Cannot load the tokenizer of '{name}': {first_line(error)}") from error
 
