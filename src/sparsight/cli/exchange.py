@@ -17,6 +17,11 @@ OUT = ("labels", "statistics", "neuronpedia", "html", "hub")
 IN = ("labels", "statistics", "neuronpedia", "delphi", "hub")
 TABLES = (".parquet", ".csv", ".csv.gz", ".tsv", ".jsonl", ".jsonl.gz")
 DEMO = ("demo", "sparsight demo")
+TEXT = ("statistics", "neuronpedia", "html")
+GO_OUT = {"best": ("labels",), "model": TEXT, "model_id": ("neuronpedia",), "source_id": ("neuronpedia",)}
+GO_OUT |= {"public": ("hub",), "revision": ("hub",)}
+GO_IN = {"by": ("labels", "delphi"), "module": ("delphi",), "revision": ("hub",)}
+GO_IN |= {"force": ("labels", "statistics", "neuronpedia", "hub")}
 
 
 @click.command("export")
@@ -46,6 +51,7 @@ def export(
     TO is a table (.parquet, .csv, .jsonl), a page (.html), with --as neuronpedia a folder, or hub:OWNER/NAME.
     """
     kind = as_ or _kind_of(to)
+    _check(kind, GO_OUT, {"best": best, "model": model, **more})
     from sparsight.atlas.atlas import Atlas
     from sparsight.atlas.bundle import table
 
@@ -89,6 +95,7 @@ def import_(
     from the hub, and from Neuronpedia where there is none, a new one.
     """
     kind = as_ or _kind_within(source)
+    _check(kind, GO_IN, {"revision": revision, **more})
     from sparsight.atlas.draft import TABLE
 
     place = _folder(atlas)
@@ -122,6 +129,13 @@ def selected(said: tuple[str, ...], count: int) -> list[int]:
             raise NoFeature(f"No features {part}: this SAE has {count:,} (0 to {count - 1}).")
         found |= dict.fromkeys(range(begin, end + 1))
     return list(found)
+
+
+def _check(kind: str, goes: dict[str, tuple[str, ...]], given: dict[str, Any]) -> None:
+    """Raises BadInput for an option that would mean nothing."""
+    for name, value in given.items():
+        if value and kind not in goes[name]:
+            raise BadInput(f"--{name.replace('_', '-')} goes with {', '.join(goes[name])}, not with {kind}.")
 
 
 def _kind_of(to: str) -> str:
@@ -161,7 +175,7 @@ def _kind_within(source: str) -> str:
 def _folder(atlas: str) -> Path:
     """Where an atlas lies; "demo" is that of the embedded demo."""
     if atlas not in DEMO:
-        return Path(atlas)
+        return Path(atlas).expanduser()
     from sparsight.scope.load import demo_folder
 
     return demo_folder() / "atlas"

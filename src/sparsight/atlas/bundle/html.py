@@ -60,7 +60,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Group:
-    """Examples with a heading. share: of the places where the feature fires; None for the strongest."""
+    """Examples with a heading. open: whether they show before they are asked for."""
 
     name: str
     note: str
@@ -102,7 +102,7 @@ def write_html(
     labels = {feature: visible(text) for feature, text in atlas.texts().items()}
     listed = [(feature, labels.get(feature, ""), atlas.statistics(feature).flags) for feature in wanted]
     if words is None:
-        words = lambda ids: [f"[{id}]" for id in ids]  # noqa: E731
+        words = _numbers
         without = without or "no tokenizer was given"
     cards = (_card(atlas, feature, words, labels) for feature in wanted)
     shown = {"about": atlas.about, "listed": listed, "labels": labels, "here": set(wanted)}
@@ -120,6 +120,10 @@ def write_html(
     except OSError as error:
         raise BadFile(f"Cannot write '{to}': {first_line(error)}.") from error
     return Moved(to, {"features": len(wanted)}, (f"Tokens are shown as ids: {without}.",) if without else ())
+
+
+def _numbers(ids: Sequence[int]) -> list[str]:
+    return [f"[{id}]" for id in ids]
 
 
 def visible(text: str) -> str:
