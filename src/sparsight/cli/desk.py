@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from sparsight import __version__
+from sparsight.cli.exchange import export, import_
 from sparsight.cli.features import features
 from sparsight.cli.label import label
 from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
@@ -36,10 +37,9 @@ def cli(ctx: click.Context) -> None:
 
 for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, convert):
     cli.add_command(verb)
-cli.add_command(features)
+for verb in (survey, label, features, export, import_):
+    cli.add_command(verb)
 cli.add_command(train_plot, "train plot")
-cli.add_command(survey)
-cli.add_command(label)
 
 
 def main(args: Sequence[str] | None = None) -> int:
