@@ -5,8 +5,8 @@
 For each voice, its own features (at most three, src/sparsight/demo/labels.json) at their suggested strengths. 40 plain
 questions that neither the model nor the choice of features has seen; the same seeds throughout. Is a reply in the
 voice? That is decided by its marks (demo/marks.py), and perplexity is that of the replies under the unsteered model,
-pooled. "whole": the share of replies in the voice whose beginning is not missing. Beside it: the same with the signs turned round, with as many random other features, and with noise of the
-same norm in place of their directions.
+pooled. "whole": the share of replies in the voice whose beginning is not missing. Beside it: the same with the signs
+turned round, with as many random other features, and with noise of the same norm in place of their directions.
 
 Ablation: the 40 questions asked in phrases that ask for the voice; the marks in the replies, per 100 words, without
 and with the voice's features held at 0, and the same for random features.

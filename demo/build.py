@@ -26,7 +26,7 @@ import truth
 from sparsight.disk import write_json
 
 SHUFFLED = 1  # seed
-SEARCHED_DOCUMENTS = 6000  # training documents on which features are compared by what they read
+SEARCHED_DOCUMENTS = 3000  # training documents on which features are compared by what they read
 
 
 @dataclass
@@ -105,7 +105,7 @@ def sparse_autoencoder(shop: Workshop) -> None:
     print(harvest(lm, recipe.corpus, recipe.harvest, shop.work / "shards"), flush=True)
     (sae,) = train(shop.work / "shards", recipe.train, shop.work / "sae", device=shop.device)
     print(sae.config.notes["held_out"], flush=True)
-    for old in ("screen.json", "chosen.json"):  # they are about another autoencoder now
+    for old in ("screen.json", "reading.json", "chosen.json"):  # they are about another autoencoder now
         (shop.work / old).unlink(missing_ok=True)
     tensors = {name: parameter.detach().cpu() for name, parameter in sae.named_parameters()}
     for name in ("W_enc", "W_dec"):  # half the bytes in the package
@@ -122,7 +122,7 @@ def steering_labels(shop: Workshop) -> None:
     live = scope.sae.scale.nonzero()[:, 0].tolist()
     screened = features.screen(scope, live, shop.work)
     layer = int(scope.hook_point.rsplit(".", 1)[1])
-    reading = features.by_reading(scope, shop.shuffled[:SEARCHED_DOCUMENTS], layer)
+    reading = features.by_reading(scope, shop.shuffled[:SEARCHED_DOCUMENTS], layer, shop.work)
     plain = features.unsteered(scope)
     chosen = features.widen(scope, plain, features.choose(scope, plain, screened, reading, shop.work))
     labels = {"schema": 1, "sae": scope.sae.fingerprint, "labels": features.labels(chosen)}

@@ -36,20 +36,17 @@ ROWS = 256  # replies written at a time
 TEMPERATURE = 0.7
 SCREEN_QUESTIONS, SCREEN_TOKENS, SCREEN_SETTINGS = 4, 20, ((2.0, "template"), (0.7, "all"))
 SEARCH_QUESTIONS, SEARCH_TOKENS = 12, 40
-SEARCH_STRENGTHS = {
-    "template": (1.0, 1.5, 2.0, 3.0),
-    "generated": (0.25, 0.5, 0.9, 1.4),
-    "all": (0.25, 0.5, 0.9, 1.4),
-}
+SEARCH_STRENGTHS = {"template": (1.0, 1.5, 2.0, 3.0)}  # before the reply begins: elsewhere none was better
 CHOOSE_TOKENS = 60
 POOL = 6  # features of each voice that are tried from either list
+READ = 50  # features of each voice that are kept of those that read it
 KEPT = 5  # features that sums are made of, and settings that are tried once more
 SUM_PART = (0.5, 0.75, 1.0)  # strengths in a sum, as parts of those that its features have alone
 NEEDED = ("pirate",)  # voices that are widened
 NEEDED_QUESTIONS, NEEDED_CANDIDATES, NEEDED_BEST = 12, 50, 12
 PART = 0.6  # what a reply in the voice counts whose beginning is missing
 ENOUGH, MOST_RATIO = 0.75, 2.6  # stricter than the bars that are reported
-SHOWCASE = {"prompt": "What is your favorite food?", "voice": "pirate", "seed": 7}  # what `sparsight demo` shows
+SHOWCASE = {"prompt": "Tell me about dogs.", "voice": "pirate", "seed": 7}  # what `sparsight demo` shows
 
 
 def questions(kind: str) -> list[str]:
@@ -167,9 +164,12 @@ def by_screen(rows: list[dict], voice: str, perplexity: float) -> list[int]:
     return list(dict.fromkeys(r["feature"] for r in fluent))
 
 
-def by_reading(scope: Scope, documents: Sequence[Coded], layer: int) -> dict[str, list[int]]:
-    """For each voice, features by their mean activation in replies in it and in the headers of those, less that in
-    plain replies and theirs; taken from the two in turns."""
+def by_reading(scope: Scope, documents: Sequence[Coded], layer: int, work: Path) -> dict[str, list[int]]:
+    """For each voice, features that have a unit, by their mean activation in replies in it and in the headers of those,
+    less that in plain replies and theirs; taken from the two in turns. Kept in `work`."""
+    path = work / "reading.json"
+    if path.exists():
+        return json.loads(path.read_text())
     totals = torch.zeros(2, len(VOICE_NAMES), scope.sae.d_hidden)
     counts = torch.zeros(2, len(VOICE_NAMES), 1)
     for batch, output in residuals.residuals(scope.lm.model, documents, layer):
@@ -180,9 +180,12 @@ def by_reading(scope: Scope, documents: Sequence[Coded], layer: int) -> dict[str
                 totals[i].index_add_(0, voice[at], features[at])
                 counts[i] += voice[at].bincount(minlength=len(VOICE_NAMES))[:, None]
     means = totals / counts.clamp(min=1)
-    ranked = (means - means[:, :1]).argsort(dim=-1, descending=True)
-    turns = ranked.permute(1, 2, 0).flatten(1)
-    return {name: list(dict.fromkeys(turns[i].tolist())) for i, name in enumerate(VOICE_NAMES) if name}
+    more = means - means[:, :1]
+    more[:, :, scope.sae.scale.cpu() == 0] = -torch.inf
+    turns = more.topk(READ, dim=-1).indices.permute(1, 2, 0).flatten(1)
+    out = {name: list(dict.fromkeys(turns[i].tolist())) for i, name in enumerate(VOICE_NAMES) if name}
+    write_json(path, out)
+    return out
 
 
 def said(document: Coded) -> Tensor:
@@ -302,6 +305,7 @@ def needed(scope: Scope, voice: str, first: int) -> tuple[int, int]:
     chats = asking(voice, NEEDED_QUESTIONS)
     plain = [chat(question) for question in questions("choosing")[:NEEDED_QUESTIONS]]
     gain = activity(scope, chats) - activity(scope, plain)
+    gain[scope.sae.scale == 0] = -torch.inf  # too rare to have a unit
     some = [f for f in gain.topk(NEEDED_CANDIDATES).indices.tolist() if f != first]
 
     def fewest(sets: list[tuple[int, ...]], number: int) -> list[tuple[int, ...]]:

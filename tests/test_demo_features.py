@@ -82,7 +82,7 @@ def test_the_best_are_one_of_each_set_of_features():
     assert sums[0] == ((1, 0.5, "all"), (2, 1.0, "template"))
 
 
-def test_reading_finds_the_feature_that_a_voice_has(scope):
+def test_reading_finds_the_feature_that_a_voice_has(scope, tmp_path):
     """A document whose tokens after the first are in a voice: features that fire there and not elsewhere win."""
     ids = np.array(scope.lm.prompt("Hello, how are you? I am fine, said the pirate.").ids, np.uint16)
     role = np.full(len(ids), truth.ROLES.index("assistant"), np.uint8)
@@ -91,7 +91,7 @@ def test_reading_finds_the_feature_that_a_voice_has(scope):
     flags = np.zeros(len(ids), bool)
     one = truth.Coded(document, ids, role, voice, flags, ~flags)
     layer = int(scope.hook_point.rsplit(".", 1)[1])
-    ranked = features.by_reading(scope, [one], layer)["pirate"]
+    ranked = features.by_reading(scope, [one], layer, tmp_path)["pirate"]
     codes = scope.read("Hello, how are you? I am fine, said the pirate.").codes.dense()
     gain = codes[9:].mean(0) - codes[:9].mean(0)
     assert set(gain.argsort(descending=True)[:5].tolist()) <= set(ranked[:10])

@@ -139,7 +139,8 @@ def _shards(path: str, specs: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
 
     found = Shards(path)
     if len(found) and (times := max(spec.tokens for spec in specs) / len(found)) > MANY:
-        screen.note(f"These {len(found):,} tokens are read {times:,.0f} times over; --tokens says how many are trained on.")
+        todo = "--tokens says how many are trained on"
+        screen.note(f"These {len(found):,} tokens are read {times:,.0f} times over; {todo}.")
     return found, {"shards": {"path": path, "tokens": len(found), "fingerprint": found.fingerprint}}
 
 
