@@ -6,6 +6,7 @@ python demo/build.py --corpus mix.jsonl.gz --harmful requests.json --out src/spa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import time
@@ -23,9 +24,11 @@ import mixture
 import model
 import tokenizer
 import truth
-from sparsight.disk import write_json
+from sparsight.disk import read_json, write_json
 
 SHUFFLED = 1  # seed
+SURVEYED_DOCUMENTS = 12_000
+SURVEY = {"tokens": 400_000, "length": 512, "top": 16, "samples": 32, "window": 20, "log_tokens": 50_000, "logits": 12}
 SEARCHED_DOCUMENTS = 3000  # training documents on which features are compared by what they read
 
 
@@ -130,7 +133,44 @@ def steering_labels(shop: Workshop) -> None:
     write_json(shop.out / "labels.json", labels)
 
 
+def atlas_of_features(shop: Workshop) -> None:
+    """What every feature fires on and what it means, by the package's own survey and labeller; then what was found by
+    steering, and what a reader wrote (text/labels.json), by hand."""
+    import sparsight
+    from sparsight.atlas.bundle.hub import snapshot
+    from sparsight.atlas.entries import Label
+    from sparsight.corpus.spec import CorpusSpec
+    from sparsight.label.methods import Setting, labellers
+    from sparsight.label.run import label
+    from sparsight.label.spec import LabelSpec
+    from sparsight.survey.spec import SurveySpec
+    from sparsight.survey.survey import survey
+
+    folder, mixed = shop.work / "atlas", shop.work / "mixed.jsonl"
+    order = np.random.default_rng(SHUFFLED).permutation(len(shop.documents[0]))[:SURVEYED_DOCUMENTS]
+    mixture.write([shop.documents[0][i] for i in order], mixed)
+    scope = sparsight.load(shop.work / "model", shop.out / "sae", device=shop.device, dtype=torch.float32)
+    scope.lm.name = "sparsight demo"
+    with contextlib.chdir(shop.work):  # folders of this machine say nothing
+        made = survey(scope, CorpusSpec(mixed.name), SurveySpec(**SURVEY), folder)
+    assert made is not None
+    labeller, judge = labellers["embedded"](Setting(made, shop.words, LabelSpec()))
+    print(label(made, labeller, LabelSpec(), shop.words, judge=judge), flush=True)
+    steered = read_json(shop.out / "labels.json")["labels"]
+    by_hand = {feature: entry["label"] for feature, entry in steered.items()}
+    written = read_json(Path(__file__).with_name("text") / "labels.json")
+    if written["sae"] == scope.sae.fingerprint:
+        by_hand = written["labels"] | by_hand
+    made.add(Label(int(feature), text, "human") for feature, text in by_hand.items())
+    (shop.out / "atlas").mkdir(exist_ok=True)
+    for name in ("log.bin", "tokens.bin"):
+        shutil.copyfile(folder / name, shop.out / "atlas" / name)
+    (shop.out / "atlas" / "atlas.db").unlink(missing_ok=True)
+    snapshot(made, shop.out / "atlas" / "atlas.db")
+
+
 STEPS = {"model": language_model, "autoencoder": sparse_autoencoder, "features": steering_labels}
+STEPS |= {"atlas": atlas_of_features}
 
 
 def main() -> None:

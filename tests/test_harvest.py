@@ -315,7 +315,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_starts(lm, corpus, t
 
 
 def test_how_many_tokens_there_will_be_is_told_well_from_a_part_of_them(lm, corpus, monkeypatch):
-    monkeypatch.setattr("sparsight.harvest.harvest.SAMPLE", 15)
+    monkeypatch.setattr("sparsight.scope.work.SAMPLE", 15)
     for spec in (small(), small(length=60), small(keep=("assistant",))):
         real = sum(len(piece["ids"]) for _, piece in stream(lm, corpus, spec))
         assert expected(lm, corpus, spec) == pytest.approx(real, rel=0.2)

@@ -35,6 +35,7 @@ from sparsight.errors import BadFile, BadInput, NoFeature
 TODO = "make it anew: sparsight survey"
 COLUMNS = ("fires", "density", "mean", "max", "scale", "documents")
 LABEL = "id, feature, text, method, model, prompt, type, rule, confidence, created"
+PLAIN = LABEL.replace("rule", "NULL")
 
 
 class Atlas:
@@ -171,16 +172,16 @@ class Atlas:
         """The best of them."""
         return next(iter(self.labels(feature)), None)
 
-    def all_labels(self) -> dict[int, list[Label]]:
-        """Of every feature that has any, best first."""
+    def all_labels(self, rules: bool = True) -> dict[int, list[Label]]:
+        """Of every feature that has any, best first. rules: with theirs, which takes longest."""
         out: dict[int, list[Label]] = {}
-        for one in self._ranked(self.rows(f"SELECT {LABEL} FROM label")):
+        for one in self._ranked(self.rows(f"SELECT {LABEL if rules else PLAIN} FROM label")):
             out.setdefault(one.feature, []).append(one)
         return dict(sorted(out.items()))
 
     def texts(self) -> dict[int, str]:
         """{feature: its best label's text}."""
-        return {feature: labels[0].text for feature, labels in self.all_labels().items()}
+        return {feature: labels[0].text for feature, labels in self.all_labels(rules=False).items()}
 
     def add(self, labels: Iterable[Label]) -> None:
         """Write labels down, all or none. One of the same feature, method, model and prompt is replaced.
@@ -196,7 +197,7 @@ class Atlas:
                     raise BadInput(f"A label is {said}; feature {one.feature}: {one.method!r}, {one.text!r}.")
                 key = (one.feature, one.method, one.model, one.prompt)
                 db.execute("DELETE FROM label WHERE feature = ? AND method = ? AND model = ? AND prompt = ?", key)
-                rule = None if one.rule is None else json.dumps(one.rule)
+                rule = None if one.rule is None else zlib.compress(json.dumps(one.rule).encode())
                 values = (one.feature, one.text, one.method, one.model, one.prompt, one.type, rule, one.confidence)
                 put = "INSERT INTO label (feature, text, method, model, prompt, type, rule, confidence, created)"
                 row = db.execute(f"{put} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, one.created or now))
@@ -219,7 +220,7 @@ class Atlas:
     def _ranked(self, rows: Iterable[Sequence[Any]]) -> list[Label]:
         found = []
         for id, feature, text, method, model, prompt, type, rule, confidence, created in rows:
-            rule = None if rule is None else self._json(rule)
+            rule = None if rule is None else self._json(_inflated(rule))
             found.append(Label(feature, text, method, model, prompt, type, rule, confidence, {}, created, id))
         if len(found) < 500:
             marks = ", ".join("?" * len(found))
@@ -286,3 +287,11 @@ class Atlas:
             if isinstance(error, sqlite3.OperationalError):
                 raise BadFile(f"Cannot write to the atlas '{self.folder}': {first_line(error)}.") from error
             raise
+
+
+def _inflated(packed: bytes) -> str:
+    """The text, or none that is JSON where the bytes are damaged."""
+    try:
+        return zlib.decompress(packed).decode()
+    except (zlib.error, TypeError, UnicodeDecodeError):
+        return ""

@@ -19,6 +19,7 @@ from sparsight.atlas.schema import TABLES
 from sparsight.disk import write_aside
 
 TABLE, TOKENS = "atlas.db", "tokens.bin"
+ROUNDED = ("top_logits", "bottom_logits", "neighbours", "coactive")  # to six digits: half the bytes
 
 
 def write_atlas(
@@ -66,7 +67,8 @@ def unpack_roles(packed: bytes) -> tuple[tuple[int, int], ...]:
 def _columns(one: Statistics) -> tuple[object, ...]:
     """The row of a feature: what is searched by, and the rest as one blob."""
     role, language = (max(counts, key=lambda k: counts[k], default=None) for counts in (one.roles, one.languages))
-    more = zlib.compress(json.dumps(vars(one), separators=(",", ":")).encode(), 6)
+    pairs = {name: [(i, float(f"{v:.6g}")) for i, v in getattr(one, name)] for name in ROUNDED}
+    more = zlib.compress(json.dumps(vars(one) | pairs, separators=(",", ":")).encode(), 6)
     flags = " ".join(one.flags)
     searched = (one.fires, one.density, one.mean, one.max, one.scale, one.documents)
     return one.feature, *searched, role, language, flags, more

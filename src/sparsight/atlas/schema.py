@@ -19,7 +19,7 @@ CREATE INDEX feature_figures ON feature (density, max, mean, documents, role, la
 CREATE TABLE example (feature INTEGER PRIMARY KEY, packed BLOB NOT NULL);
 CREATE TABLE label (
     id INTEGER PRIMARY KEY, feature INTEGER NOT NULL, text TEXT NOT NULL, method TEXT NOT NULL, model TEXT NOT NULL,
-    prompt TEXT NOT NULL, type TEXT NOT NULL, rule TEXT, confidence REAL, created TEXT NOT NULL,
+    prompt TEXT NOT NULL, type TEXT NOT NULL, rule BLOB, confidence REAL, created TEXT NOT NULL,
     UNIQUE (feature, method, model, prompt)
 );
 CREATE INDEX label_feature ON label (feature);

@@ -36,8 +36,8 @@ def load(
     model: "demo", the small model inside the package, with its SAE and labels; else a name on the hub, a folder, a
     loaded model. sae: a file, a folder, a repository or an SAE; needed for every model but the demo.
     hook_point: where the SAE reads; None takes what the SAE says. device, dtype: see ObservableLanguageModel.
-    atlas: the folder of the SAE's atlas, which has the labels of its features, and their units, see Scope; "demo" is
-    the demo's.
+    atlas: the folder of the SAE's atlas, which has the labels of its features, and their units, see Scope; the demo
+    comes with its own.
     check: read about a thousand tokens, and warn where the SAE explains nothing of them (scope/pairing.py). On a CPU
     only where model and SAE have 50M parameters or fewer, and not for the demo as it comes.
     """
@@ -45,6 +45,8 @@ def load(
     if isinstance(model, str) and model == "demo":
         name, check = "demo", check and not (sae is None and hook_point is None)
         model = demo_folder() / "model"
+        if sae is None and atlas is None and (demo_folder() / "atlas" / "atlas.db").exists():
+            atlas = "demo"
         sae = demo_folder() / "sae" if sae is None else sae
     if sae is None:
         raise BadInput("Which SAE? Give sae=: a folder, the model card's .pth, a repository on the hub, or an SAE.")
