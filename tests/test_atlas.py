@@ -93,6 +93,20 @@ def test_examples_come_back_from_bytes_within_a_255th_of_the_peak(given):
         assert ((one.values > 0) == (values > 0)).all()
 
 
+def test_twenty_examples_of_each_of_65536_features_take_at_most_60_megabytes():
+    """Windows of 49 tokens, about ten of them active, anywhere in a corpus of 2^30 tokens."""
+    rng = np.random.default_rng(0)
+    taken, features = 0, 50
+    for feature in range(features):
+        made = []
+        for at in rng.integers(100, 2**30, 20).tolist():
+            values = np.where(rng.random(49) < 0.2, rng.lognormal(size=49), 0.0).astype(np.float32)
+            values[24] = 9.0 + rng.random()
+            made.append(Example(feature, at, float(values[24]), at - 24, values, True, False, 0, False))
+        taken += len(pack(made))
+    assert taken / features * 65_536 <= 60e6
+
+
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_examples_are_said_to_be_none(junk):
     try:
@@ -126,6 +140,8 @@ def test_labels_are_written_all_or_none(atlas):
         atlas.add([Label(1, "the sea", "embedded"), Label(1, " ", "human")])
     with pytest.raises(BadInput, match="A label is by one of human, "):
         atlas.add([Label(1, "the sea", "guess")])
+    with pytest.raises(BadInput, match="no Unicode"):
+        atlas.add([Label(1, "the sea", "embedded"), Label(1, "the \ud83c", "human")])
     assert atlas.all_labels() == {}
 
 

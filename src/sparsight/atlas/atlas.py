@@ -186,7 +186,7 @@ class Atlas:
     def add(self, labels: Iterable[Label]) -> None:
         """Write labels down, all or none. One of the same feature, method, model and prompt is replaced.
 
-        Raises NoFeature, BadInput for a method that there is not or an empty text.
+        Raises NoFeature, BadInput for a method that there is not and a text that is empty or no Unicode.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._writing() as db:
@@ -195,6 +195,10 @@ class Atlas:
                 if one.method not in METHODS or not one.text.strip():
                     said = f"by one of {', '.join(METHODS)}" if one.text.strip() else "not empty"
                     raise BadInput(f"A label is {said}; feature {one.feature}: {one.method!r}, {one.text!r}.")
+                if any("\ud800" <= character <= "\udfff" for character in one.text):
+                    raise BadInput(
+                        f"The label of feature {one.feature} is no Unicode: {one.text!r} has half a character."
+                    )
                 key = (one.feature, one.method, one.model, one.prompt)
                 db.execute("DELETE FROM label WHERE feature = ? AND method = ? AND model = ? AND prompt = ?", key)
                 rule = None if one.rule is None else zlib.compress(json.dumps(one.rule).encode())
