@@ -133,6 +133,26 @@ def test_labels_stand_side_by_side_and_the_humans_wins(atlas):
     assert {f: len(labels) for f, labels in atlas.all_labels().items()} == {1: 2, 2: 1}
 
 
+def test_a_label_is_replaced_without_reading_all_others(atlas):
+    """Else a file of 65,536 labels, imported again, takes hours. Counted in steps of SQLite."""
+    steps = {"now": 0}
+
+    def step() -> None:
+        steps["now"] += 1
+
+    def taken() -> int:
+        steps["now"] = 0
+        atlas.add([Label(1, "the sea", "human")])
+        return steps["now"]
+
+    atlas._db.set_progress_handler(step, 1)
+    taken()
+    few = taken()
+    atlas.add(Label(2, f"ship {i}", "imported", f"file {i}") for i in range(2000))
+    assert taken() < 2 * few
+    assert atlas.texts()[1] == "the sea"
+
+
 def test_labels_are_written_all_or_none(atlas):
     with pytest.raises(NoFeature, match="No feature 3: this SAE has 3"):
         atlas.add([Label(1, "the sea", "embedded"), Label(3, "beyond", "embedded")])
