@@ -190,6 +190,9 @@ def test_a_damaged_or_half_written_atlas_says_what_is_missing_and_what_to_run(fo
             all_of_it()
     with pytest.raises(BadFile, match="is missing"):
         Atlas(folder.parent / "nowhere")
+    (folder.parent / "begun" / "part-0000").mkdir(parents=True)
+    with pytest.raises(BadFile, match="its survey is not done: the same command goes on with it"):
+        Atlas(folder.parent / "begun")
 
 
 def test_an_atlas_that_cannot_be_written_is_read_and_says_so(folder, tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from sparsight.disk import first_line
 from sparsight.errors import BadFile, BadInput, NoFeature
 
 TODO = "make it anew: sparsight survey"
+RESUME = "its survey is not done: the same command goes on with it"
 COLUMNS = ("fires", "density", "mean", "max", "scale", "documents")
 LABEL = "id, feature, text, method, model, prompt, type, rule, confidence, created"
 PLAIN = LABEL.replace("rule", "NULL")
@@ -50,7 +51,8 @@ class Atlas:
         self._local = threading.local()
         for name, what in ((TABLE, "its table"), (TOKENS, "the tokens of its examples")):
             if not (self.folder / name).is_file():
-                raise BadFile(f"'{self.folder}' is no atlas, or not a whole one: '{name}', {what}, is missing; {TODO}.")
+                todo = RESUME if any(self.folder.glob("part-*")) else TODO
+                raise BadFile(f"'{self.folder}' is no atlas, or not a whole one: '{name}', {what}, is missing; {todo}.")
         told = {key: self._json(value) for key, value in self.rows("SELECT key, value FROM about")}
         if told.get("schema") != SCHEMA:
             raise BadFile(f"'{self.folder}' is of schema {told.get('schema')!r}; this sparsight reads schema {SCHEMA}.")

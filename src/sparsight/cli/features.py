@@ -132,7 +132,7 @@ def _documents(atlas: Any, options: dict[str, Any]) -> tuple[Any, Callable[[], A
 
 
 def _overview(atlas: Any) -> tuple[Any, Callable[[], Any]]:
-    from sparsight.atlas.search import tally
+    from sparsight.atlas.summary import tally
     from sparsight.cli import feature_page
 
     about = atlas.about
