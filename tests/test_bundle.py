@@ -142,7 +142,7 @@ def test_statistics_of_any_numbers_come_back_from_any_table(tmp_path_factory, da
     for form in FORMS[:3]:
         write_statistics(atlas, folder / f"statistics.{form}", [1])
         read_statistics(blank, folder / f"statistics.{form}")
-        assert blank.statistics(1) == told
+        assert blank.statistics(1) == atlas.statistics(1)  # which has pairs to six digits
 
 
 def test_the_same_rows_give_the_same_bytes(atlas, tmp_path):
