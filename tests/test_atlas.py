@@ -93,6 +93,20 @@ def test_examples_come_back_from_bytes_within_a_255th_of_the_peak(given):
         assert ((one.values > 0) == (values > 0)).all()
 
 
+def test_twenty_examples_of_each_of_65536_features_take_at_most_60_megabytes():
+    """Windows of 49 tokens, about ten of them active, anywhere in a corpus of 2^30 tokens."""
+    rng = np.random.default_rng(0)
+    taken, features = 0, 50
+    for feature in range(features):
+        made = []
+        for at in rng.integers(100, 2**30, 20).tolist():
+            values = np.where(rng.random(49) < 0.2, rng.lognormal(size=49), 0.0).astype(np.float32)
+            values[24] = 9.0 + rng.random()
+            made.append(Example(feature, at, float(values[24]), at - 24, values, True, False, 0, False))
+        taken += len(pack(made))
+    assert taken / features * 65_536 <= 60e6
+
+
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_examples_are_said_to_be_none(junk):
     try:
@@ -119,6 +133,26 @@ def test_labels_stand_side_by_side_and_the_humans_wins(atlas):
     assert {f: len(labels) for f, labels in atlas.all_labels().items()} == {1: 2, 2: 1}
 
 
+def test_a_label_is_replaced_without_reading_all_others(atlas):
+    """Else a file of 65,536 labels, imported again, takes hours. Counted in steps of SQLite."""
+    steps = {"now": 0}
+
+    def step() -> None:
+        steps["now"] += 1
+
+    def taken() -> int:
+        steps["now"] = 0
+        atlas.add([Label(1, "the sea", "human")])
+        return steps["now"]
+
+    atlas._db.set_progress_handler(step, 1)
+    taken()
+    few = taken()
+    atlas.add(Label(2, f"ship {i}", "imported", f"file {i}") for i in range(2000))
+    assert taken() < 2 * few
+    assert atlas.texts()[1] == "the sea"
+
+
 def test_labels_are_written_all_or_none(atlas):
     with pytest.raises(NoFeature, match="No feature 3: this SAE has 3"):
         atlas.add([Label(1, "the sea", "embedded"), Label(3, "beyond", "embedded")])
@@ -126,6 +160,8 @@ def test_labels_are_written_all_or_none(atlas):
         atlas.add([Label(1, "the sea", "embedded"), Label(1, " ", "human")])
     with pytest.raises(BadInput, match="A label is by one of human, "):
         atlas.add([Label(1, "the sea", "guess")])
+    with pytest.raises(BadInput, match="no Unicode"):
+        atlas.add([Label(1, "the sea", "embedded"), Label(1, "the \ud83c", "human")])
     assert atlas.all_labels() == {}
 
 
@@ -154,6 +190,9 @@ def test_a_damaged_or_half_written_atlas_says_what_is_missing_and_what_to_run(fo
             all_of_it()
     with pytest.raises(BadFile, match="is missing"):
         Atlas(folder.parent / "nowhere")
+    (folder.parent / "begun" / "part-0000").mkdir(parents=True)
+    with pytest.raises(BadFile, match="its survey is not done: the same command goes on with it"):
+        Atlas(folder.parent / "begun")
 
 
 def test_an_atlas_that_cannot_be_written_is_read_and_says_so(folder, tmp_path, monkeypatch):

@@ -256,6 +256,13 @@ def test_broken_lines_cost_those_lines_and_are_told_by_place(tmp_path):
         assert [why.startswith(f"{path}, line 4: {reason}") for why in corpus.tally.first.values()] == [True]
 
 
+def test_names_that_are_no_unicode_are_spelled_out(tmp_path):
+    row = {"text": "fine", "id": "\ud801", "language": "\ud800x", "source": "\udcff"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    (one,) = read(CorpusSpec(tmp_path / "x.jsonl", **IN_ORDER))
+    assert (one.id, one.language, one.source) == (r"\ud801", r"\ud800x", r"\udcff")
+
+
 def test_a_line_longer_than_memory_should_hold_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LONGEST", 50)
     for name, documents, held in [

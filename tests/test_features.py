@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from sparsight.cli.feature_data import Text, feature_json
 from sparsight.lm.spelling import load_tokenizer, spellings
 from sparsight.lm.text import vocabulary
 from sparsight.records import Kind
+from sparsight.sae.files import save_sae
 
 CHAT = [{"role": "user", "content": "Hello, said the pirate."}, {"role": "assistant", "content": "I am fine."}]
 SEA = "Once upon a time, naïve 🏴 pirate"
@@ -154,8 +156,24 @@ def test_neighbours_and_their_cosines_are_listed(run):
     assert (told["feature"], told["score"]) == (2, 0.6)
     assert "0.60" in run("--neighbours", "1").stdout
     assert "kept no neighbours" in run("--neighbours", "0,1").stdout
-    with pytest.raises(Exception, match="--neighbours takes features by their indices"):
-        run("--neighbours", "pirates")
+    for none in ("pirates", ""):
+        with pytest.raises(Exception, match="--neighbours takes features by their indices"):
+            run("--neighbours", none)
+
+
+def test_features_near_the_centre_of_several_are_found_among_all_of_the_sae(run, sae, tmp_path):
+    save_sae(sae, tmp_path / "sae")
+    size = len(sae.W_dec)
+    about = About(sae.fingerprint, "another", "70ce", "model.layers.2", size, 1, 1)
+    dead = [(Statistics(feature, flags=("dead",)), []) for feature in range(size)]
+    write_atlas(tmp_path / "atlas", about, [np.zeros(1)], [Document(0, 0, 1, "one")], dead)
+    asked = ("--neighbours", "0,1", "--json", "--top", "3")
+    assert json.loads(run(*asked, atlas=tmp_path / "atlas").stdout) == []
+    found = json.loads(run(*asked, "--sae", str(tmp_path / "sae"), atlas=tmp_path / "atlas").stdout)
+    rows = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+    cosines = rows @ torch.nn.functional.normalize(rows[0] + rows[1], dim=0)
+    cosines[:2] = -2
+    assert [one["feature"] for one in found] == cosines.topk(3).indices.tolist()
 
 
 def test_documents_where_features_fire_together_are_shown(run, folder):

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import zlib
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -247,6 +248,16 @@ def test_no_document_is_both_shown_and_scored_on(gatherer):
         scored = {w.document for w in (*held_out.firing, *held_out.silent)}
         assert not any(is_held_out(f"document {number}") for number in shown)
         assert all(is_held_out(f"document {number}") for number in scored)
+
+
+def test_the_tokens_that_a_labeller_hears_of_are_those_of_the_documents_it_may_see(gatherer):
+    for feature in NAMES.values():
+        places, _ = gatherer.log.of(feature)
+        kept = [at for at in places.tolist() if not is_held_out(f"document {gatherer.atlas.document_of(at)}")]
+        counts = Counter(gatherer.pieces.one(int(gatherer.atlas.tokens[at])) for at in kept)
+        told = dict(gatherer.evidence(feature).words)
+        assert told == {text: pytest.approx(counts[text] / len(kept)) for text in told}
+        assert told or not kept
 
 
 def test_windows_say_what_the_log_says(gatherer):
@@ -499,7 +510,13 @@ def test_the_verb_labels_and_takes_a_label_by_hand(atlas, words, tmp_path, capsy
     for wrong, said in (
         (["--set", "x", "y"], "--set takes a feature's number"),
         (["--set", "99", "y"], "No feature 99"),
-        (["--features", "1-x", "--model", str(tmp_path / "words")], "--features is numbers as 3,17,40-59"),
+        (
+            ["--features", "1-x", "--model", str(tmp_path / "words")],
+            "Features are numbers and ranges, as 3,7,100-120, not '1-x'",
+        ),
+        (["--features", "5-2"], "The range 5-2 runs backwards: write 2-5."),
+        (["--features", "1-99999999999999"], "No feature 99999999999999"),
+        (["--set", "1", "half a pair \udcff"], "no Unicode"),
         (["--firing", "0"], "firing is a whole number"),
     ):
         capsys.readouterr()

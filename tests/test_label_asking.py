@@ -108,7 +108,7 @@ def test_answers_that_are_nonsense_are_told(ask, atlas, server):
 
 def test_what_is_missing_is_said_in_one_line(ask, capsys, atlas):
     for options, told in (
-        (["--method", "openai"], "Which model? Say model"),
+        (["--method", "openai"], "Which model? Say model (--ask)"),
         (["--method", "anthropic", "--ask", "m"], "set the environment variable ANTHROPIC_API_KEY"),
         (["--method", "embedded", "--dry-run"], "--dry-run is for methods that send prompts; embedded sends none"),
     ):

@@ -409,7 +409,7 @@ def test_killed_again_and_again_it_ends_with_the_same_atlas(scope64, corpus, mad
         dies = killed_after(count)
         status = forked(lambda dies=dies: survey(scope64, corpus, spec, tmp_path / "atlas", dies))
         assert os.WTERMSIG(status) == signal.SIGKILL
-        with pytest.raises(BadFile, match="is missing; make it anew: sparsight survey"):
+        with pytest.raises(BadFile, match="is missing; its survey is not done: the same command goes on"):
             Atlas(tmp_path / "atlas")
     with (tmp_path / "atlas" / "part-0000" / "tokens.bin").open("ab") as file:
         file.write(b"what was written after the last checkpoint")

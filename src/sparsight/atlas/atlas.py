@@ -33,6 +33,7 @@ from sparsight.disk import first_line
 from sparsight.errors import BadFile, BadInput, NoFeature
 
 TODO = "make it anew: sparsight survey"
+RESUME = "its survey is not done: the same command goes on with it"
 COLUMNS = ("fires", "density", "mean", "max", "scale", "documents")
 LABEL = "id, feature, text, method, model, prompt, type, rule, confidence, created"
 PLAIN = LABEL.replace("rule", "NULL")
@@ -50,7 +51,8 @@ class Atlas:
         self._local = threading.local()
         for name, what in ((TABLE, "its table"), (TOKENS, "the tokens of its examples")):
             if not (self.folder / name).is_file():
-                raise BadFile(f"'{self.folder}' is no atlas, or not a whole one: '{name}', {what}, is missing; {TODO}.")
+                todo = RESUME if any(self.folder.glob("part-*")) else TODO
+                raise BadFile(f"'{self.folder}' is no atlas, or not a whole one: '{name}', {what}, is missing; {todo}.")
         told = {key: self._json(value) for key, value in self.rows("SELECT key, value FROM about")}
         if told.get("schema") != SCHEMA:
             raise BadFile(f"'{self.folder}' is of schema {told.get('schema')!r}; this sparsight reads schema {SCHEMA}.")
@@ -186,7 +188,7 @@ class Atlas:
     def add(self, labels: Iterable[Label]) -> None:
         """Write labels down, all or none. One of the same feature, method, model and prompt is replaced.
 
-        Raises NoFeature, BadInput for a method that there is not or an empty text.
+        Raises NoFeature, BadInput for a method that there is not and a text that is empty or no Unicode.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._writing() as db:
@@ -195,6 +197,10 @@ class Atlas:
                 if one.method not in METHODS or not one.text.strip():
                     said = f"by one of {', '.join(METHODS)}" if one.text.strip() else "not empty"
                     raise BadInput(f"A label is {said}; feature {one.feature}: {one.method!r}, {one.text!r}.")
+                if any("\ud800" <= character <= "\udfff" for character in one.text):
+                    raise BadInput(
+                        f"The label of feature {one.feature} is no Unicode: {one.text!r} has half a character."
+                    )
                 key = (one.feature, one.method, one.model, one.prompt)
                 db.execute("DELETE FROM label WHERE feature = ? AND method = ? AND model = ? AND prompt = ?", key)
                 rule = None if one.rule is None else zlib.compress(json.dumps(one.rule).encode())

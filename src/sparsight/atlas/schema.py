@@ -1,4 +1,5 @@
-"""The tables of an atlas."""
+"""The tables of an atlas. A row of `word` has its label's id: a column of it, or its rowid, which alone is looked up
+without reading the others."""
 
 from __future__ import annotations
 
@@ -34,12 +35,12 @@ CREATE TABLE asked (
 );
 CREATE VIRTUAL TABLE word USING fts5 (text, feature UNINDEXED, label UNINDEXED, tokenize = 'porter unicode61');
 CREATE TRIGGER label_added AFTER INSERT ON label BEGIN
-    INSERT INTO word (text, feature, label) VALUES (new.text, new.feature, new.id);
+    INSERT INTO word (rowid, text, feature, label) VALUES (new.id, new.text, new.feature, new.id);
 END;
 CREATE TRIGGER label_removed AFTER DELETE ON label BEGIN
-    DELETE FROM word WHERE label = old.id;
+    DELETE FROM word WHERE rowid = old.id;
 END;
 CREATE TRIGGER label_changed AFTER UPDATE OF text ON label BEGIN
-    UPDATE word SET text = new.text WHERE label = new.id;
+    UPDATE word SET text = new.text WHERE rowid = new.id;
 END;
 """

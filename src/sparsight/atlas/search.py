@@ -307,12 +307,3 @@ def _told(atlas: Atlas, hits: Sequence[Hit]) -> list[Hit]:
         replace(hit, label=atlas.label(hit.feature), density=figures[hit.feature][0], max=figures[hit.feature][1])
         for hit in hits
     ]
-
-
-def tally(atlas: Atlas) -> tuple[dict[str, int], dict[str, int]]:
-    """({flag: features that have it}, {method: labels of it}), of those that occur."""
-    flags: dict[str, int] = {}
-    for said, count in atlas.rows("SELECT flags, count(*) FROM feature GROUP BY flags"):
-        for flag in said.split():
-            flags[flag] = flags.get(flag, 0) + count
-    return flags, dict(atlas.rows("SELECT method, count(*) FROM label GROUP BY method ORDER BY 2 DESC"))

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
+from sparsight.cli.atlases import DEMO, folder_of, open_atlas, selected, tokenizer_of
 from sparsight.cli.bar import Bar
 from sparsight.cli.options import as_json, print_json
-from sparsight.errors import BadFile, BadInput, Mismatch, SparsightError
+from sparsight.errors import BadFile, BadInput, SparsightError
 
 OUT = ("labels", "statistics", "neuronpedia", "html", "hub")
 IN = ("labels", "statistics", "neuronpedia", "delphi", "hub")
 TABLES = (".parquet", ".csv", ".csv.gz", ".tsv", ".jsonl", ".jsonl.gz")
-DEMO = ("demo", "sparsight demo")
 TEXT = ("statistics", "neuronpedia", "html")
 GO_OUT = {"best": ("labels",), "model": TEXT, "model_id": ("neuronpedia",), "source_id": ("neuronpedia",)}
 GO_OUT |= {"public": ("hub",), "revision": ("hub",)}
@@ -52,10 +52,9 @@ def export(
     """
     kind = as_ or _kind_of(to)
     _check(kind, GO_OUT, {"best": best, "model": model, **more})
-    from sparsight.atlas.atlas import Atlas
     from sparsight.atlas.bundle import table
 
-    found = Atlas(_folder(atlas))
+    found = open_atlas(atlas)
     wanted = selected(features, len(found)) if features else None
     with Bar() as tell:
         if kind == "labels":
@@ -98,7 +97,7 @@ def import_(
     _check(kind, GO_IN, {"revision": revision, **more})
     from sparsight.atlas.draft import TABLE
 
-    place = _folder(atlas)
+    place = folder_of(atlas)
     with Bar() as tell:
         if kind == "hub":
             from sparsight.atlas.bundle.hub import pull
@@ -113,22 +112,6 @@ def import_(
             found = Atlas(place, sae=_fingerprint(sae), tokenizer=_vocabulary(model))
             out = _into(kind, found, source, tell, more)
     _show(out, json_)
-
-
-def selected(said: tuple[str, ...], count: int) -> list[int]:
-    """Features from text: "12", "3,7,100-120". Raises BadInput, NoFeature."""
-    from sparsight.errors import NoFeature
-
-    found: dict[int, None] = {}
-    for part in (part.strip() for one in said for part in one.split(",") if part.strip()):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise BadInput(f"Features are numbers and ranges, 3,7,100-120, not '{part}'.")
-        begin, end = int(first), int(last if dash else first)
-        if end < begin or end >= count:
-            raise NoFeature(f"No features {part}: this SAE has {count:,} (0 to {count - 1}).")
-        found |= dict.fromkeys(range(begin, end + 1))
-    return list(found)
 
 
 def _check(kind: str, goes: dict[str, tuple[str, ...]], given: dict[str, Any]) -> None:
@@ -170,15 +153,6 @@ def _kind_within(source: str) -> str:
     if not path.exists():
         raise BadFile(f"No file or folder '{source}'.")
     return "statistics" if is_statistics(column_names(path)) else "labels"
-
-
-def _folder(atlas: str) -> Path:
-    """Where an atlas lies; "demo" is that of the embedded demo."""
-    if atlas not in DEMO:
-        return Path(atlas).expanduser()
-    from sparsight.scope.load import demo_folder
-
-    return demo_folder() / "atlas"
 
 
 def _with_text(
@@ -247,35 +221,18 @@ def _new(source: str, place: Path, sae: str | None, model: str | None, tell: Any
 def _tokenizer(about: Any, model: str | None) -> tuple[Any, str]:
     """(tokenizer, "") or (None, why there is none). One that was asked for by name has to be there, and to fit."""
     try:
-        name = model or about.model
-        if not name:
-            raise BadInput("the atlas names no model; give --model")
-        found = _loaded(name, "" if model else about.model_revision)
-        from sparsight.lm.text import vocabulary
-
-        if vocabulary(found) != about.tokenizer:
-            raise Mismatch(f"the tokenizer of '{name}' is {vocabulary(found)}, and the atlas is of {about.tokenizer}")
-        return found, ""
+        return tokenizer_of(about, model), ""
     except SparsightError as error:
         if model is not None:
             raise
         return None, str(error).rstrip(".")
 
 
-def _loaded(name: str, revision: str = "") -> Any:
+def _loaded(name: str) -> Any:
     """A model's tokenizer alone. Raises BadFile."""
-    from transformers import AutoTokenizer
+    from sparsight.lm.spelling import load_tokenizer
 
-    from sparsight.lm.pretrained import first_line
-
-    if name in DEMO:
-        from sparsight.scope.load import demo_folder
-
-        name = str(demo_folder() / "model")
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision or None)
-    except Exception as error:  # whatever any of transformers' loaders raises about a file
-        raise BadFile(f"Cannot load the tokenizer of '{name}': {first_line(error)}") from error
+    return load_tokenizer("demo" if name in DEMO else name)
 
 
 def _vocabulary(model: str | None) -> str | None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import click
 
+from sparsight.cli.atlases import DEMO, folder_of, model_of, open_atlas, tokenizer_of
 from sparsight.cli.options import as_json, print_json
 from sparsight.errors import BadInput, SparsightError
 from sparsight.records import ROLES
-
-DEMO = ("demo", "sparsight demo")
 
 
 @click.command()
@@ -31,19 +28,20 @@ DEMO = ("demo", "sparsight demo")
 )
 @click.option("--embedder", help="A sentence model, or 'none' for words alone. [default: all-MiniLM-L6-v2]")
 @click.option("--model", "-m", help="Whose tokenizer, and model for fires:. [default: what the atlas says]")
-@click.option("--sae", "-s", help="The SAE, for fires:. [default: the demo's]")
+@click.option("--sae", "-s", help="The SAE, for fires: and for the centre of several. [default: the demo's]")
 @as_json
 def features(query: tuple[str, ...], folder: str, json_: bool, **options: Any) -> None:
     """Find features: by words, "token", #123, density:<0.001, role:assistant, logit:"arr", fires:"some text", ...
 
     A number alone shows that feature. Nothing at all shows what the atlas is of.
     """
-    atlas, asked = _open(folder), " ".join(query).strip()
-    if options["neighbours"] and options["documents"]:
+    atlas, asked = open_atlas(folder), " ".join(query).strip()
+    near, within = (options[name] is not None for name in ("neighbours", "documents"))
+    if near and within:
         raise BadInput("Ask for neighbours or for documents, not for both at once.")
-    if asked and (options["neighbours"] or options["documents"]):
+    if asked and (near or within):
         raise BadInput(f"Words to look for ({asked[:40]!r}) go without --neighbours and --documents.")
-    if options["roles"] and not options["documents"]:
+    if options["roles"] and not within:
         raise BadInput("--role goes with --documents; to search for features of a role, write role:assistant.")
     show = _shows(atlas, asked, options)
     print_json(show[0]) if json_ else _print(show[1])
@@ -51,9 +49,9 @@ def features(query: tuple[str, ...], folder: str, json_: bool, **options: Any) -
 
 def _shows(atlas: Any, asked: str, options: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
     """(plain data, how it looks)."""
-    if options["neighbours"]:
+    if options["neighbours"] is not None:
         return _neighbours(atlas, options)
-    if options["documents"]:
+    if options["documents"] is not None:
         return _documents(atlas, options)
     if not asked:
         return _overview(atlas)
@@ -98,9 +96,27 @@ def _neighbours(atlas: Any, options: dict[str, Any]) -> tuple[Any, Callable[[], 
     from sparsight.cli.feature_data import hit_json
 
     text = _text(atlas, options)
-    hits = neighbours(atlas, _indices(options["neighbours"], "--neighbours"), options["top"])
+    asked = _indices(options["neighbours"], "--neighbours")
+    decoder = _decoder(atlas, options["sae"]) if options["sae"] or len(asked) > 1 else None
+    hits = neighbours(atlas, asked, options["top"], decoder)
     told = [hit_json(atlas, hit, text) for hit in hits]
-    return told, lambda: feature_page.found_table(told, "cosine") if told else "The survey kept no neighbours of these."
+    none = "The survey kept no neighbours of these; --sae names the SAE, to look among all its features."
+    return told, lambda: feature_page.found_table(told, "cosine") if told else none
+
+
+def _decoder(atlas: Any, named: str | None) -> Any:
+    """The decoder's rows of the SAE that was named, or of the demo's; None where neither is the atlas's own: then what
+    the survey kept has to do. Raises BadFile, Mismatch for one that was named."""
+    from sparsight.sae.files import load_sae
+
+    demo = folder_of("demo").parent / "sae"
+    if not named and (atlas.about.model not in DEMO or not demo.is_dir()):
+        return None
+    sae = load_sae(named or demo)
+    if not named and sae.fingerprint != atlas.about.sae:
+        return None
+    atlas.about.check(str(atlas.folder), sae=sae.fingerprint)
+    return sae.W_dec.detach().float().cpu().numpy()
 
 
 def _documents(atlas: Any, options: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
@@ -116,7 +132,7 @@ def _documents(atlas: Any, options: dict[str, Any]) -> tuple[Any, Callable[[], A
 
 
 def _overview(atlas: Any) -> tuple[Any, Callable[[], Any]]:
-    from sparsight.atlas.search import tally
+    from sparsight.atlas.summary import tally
     from sparsight.cli import feature_page
 
     about = atlas.about
@@ -126,24 +142,15 @@ def _overview(atlas: Any) -> tuple[Any, Callable[[], Any]]:
     return told | {"flags": flags, "labels": methods}, lambda: feature_page.overview(told, flags, methods)
 
 
-def _open(folder: str) -> Any:
-    from sparsight.atlas.atlas import Atlas
-
-    return Atlas(Path(str(files("sparsight"))) / "demo" / "atlas" if folder in DEMO else Path(folder).expanduser())
-
-
 def _text(atlas: Any, options: dict[str, Any]) -> Any:
     """The tokenizer's texts; without them, where it cannot be had and nobody named it, numbers."""
     from sparsight.cli.feature_data import Text
-    from sparsight.lm.spelling import load_tokenizer
     from sparsight.screen import note
 
-    about, named = atlas.about, options["model"]
-    name = "demo" if (named or about.model) in DEMO else named or about.model
     try:
-        return Text(load_tokenizer(name, None if named else about.model_revision, about.tokenizer))
+        return Text(tokenizer_of(atlas.about, options["model"]))
     except SparsightError as error:
-        if named:
+        if options["model"]:
             raise
         note(f"{error} Tokens show as numbers; --model names another place to find their texts.")
         return Text()
@@ -169,8 +176,7 @@ def _fires(atlas: Any, options: dict[str, Any]) -> Callable[[str], dict[int, flo
     """Which features fire on a text, by the model itself."""
     from sparsight.scope.load import load
 
-    name = options["model"] or atlas.about.model
-    scope: Any = load("demo" if name in DEMO else name, options["sae"])
+    scope: Any = load(model_of(atlas.about, options["model"]), options["sae"])
     atlas.about.check(str(atlas.folder), sae=scope.sae.fingerprint)
     return lambda text: dict(scope.read(text).top(len(atlas)))
 

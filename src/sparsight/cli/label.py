@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import click
 
 from sparsight.cli.asking import asking, asking_options, endpoint, tally
+from sparsight.cli.atlases import model_of, open_atlas, selected, tokenizer_of
 from sparsight.cli.bar import Bar
 from sparsight.cli.knobs import gathered, knob_options
 from sparsight.cli.options import as_json, print_json
 from sparsight.config import build
 from sparsight.errors import BadInput
 from sparsight.label.spec import METHODS, LabelSpec
-
-DEMO = ("demo", "sparsight demo")
 
 
 @click.command()
@@ -51,7 +48,7 @@ def label(
     label by hand, which stands before all others, and nothing else.
     """
     spec = build(LabelSpec, gathered(options).get("label", {}), "label")
-    opened = _open(atlas)
+    opened = open_atlas(atlas)
     if by_hand:
         written = _by_hand(opened, by_hand)
         print_json(written) if json_ else click.echo(f"Wrote {len(written)} by hand.")
@@ -63,24 +60,19 @@ def label(
 
     if method not in labellers:
         raise BadInput(f"This sparsight labels by {', '.join(labellers)}, not by {method}.")
-    tokenizer, embed = _tokenizer(opened, model), _embed(spec)
+    wanted = None if features is None else selected([features], len(opened))
+    tokenizer, embed = tokenizer_of(opened.about, model), _embed(spec)
     own = {"endpoint": endpoint(options), "way": way, "scope": _subject(opened, model, sae, method)}
     labeller, judge = labellers[method](Setting(opened, tokenizer, spec, own))
     with asking(judge):
         if own["endpoint"].dry_run:
-            todo, _ = left(opened, labeller, _numbers(features), only_unlabelled, limit)
+            todo, _ = left(opened, labeller, wanted, only_unlabelled, limit)
             _dry_run(labeller, judge, todo, spec, tokenizer)
             return
         with Bar() as tell:
-            made = run(opened, labeller, spec, tokenizer, tell, _numbers(features), judge=judge, embed=embed,
+            made = run(opened, labeller, spec, tokenizer, tell, wanted, judge=judge, embed=embed,
                        only_unlabelled=only_unlabelled, limit=limit)  # fmt: skip
     print_json(screen.plain(made)) if json_ else _show(made, tally(labeller, judge))
-
-
-def _open(name: str) -> Any:
-    from sparsight.atlas.atlas import Atlas
-
-    return Atlas(Path(str(files("sparsight"))) / "demo" / "atlas" if name == "demo" else Path(name))
 
 
 def _by_hand(atlas: Any, pairs: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
@@ -94,21 +86,13 @@ def _by_hand(atlas: Any, pairs: tuple[tuple[str, str], ...]) -> list[dict[str, A
     return [{"feature": one.feature, "label": one.text} for one in made]
 
 
-def _tokenizer(atlas: Any, model: str | None) -> Any:
-    from sparsight.lm.spelling import load_tokenizer
-
-    about = atlas.about
-    name = "demo" if (model or about.model) in DEMO else model or about.model
-    return load_tokenizer(name, None if model else about.model_revision, about.tokenizer)
-
-
 def _subject(atlas: Any, model: str | None, sae: str | None, method: str) -> Any:
     """The model with its SAE, where it is asked itself."""
     if method != "subject":
         return None
     from sparsight.scope.load import load
 
-    return load("demo" if (model or atlas.about.model) in DEMO else model or atlas.about.model, sae)
+    return load(model_of(atlas.about, model), sae)
 
 
 def _dry_run(labeller: Any, judge: Any, features: list[int], spec: LabelSpec, tokenizer: Any) -> None:
@@ -128,19 +112,6 @@ def _embed(spec: LabelSpec) -> Any:
     from sparsight.atlas.vectors import SentenceModel
 
     return SentenceModel().embed
-
-
-def _numbers(said: str | None) -> list[int] | None:
-    """The features of "3,17,40-59"."""
-    if said is None:
-        return None
-    out: list[int] = []
-    for part in said.split(","):
-        first, dash, last = (each.strip() for each in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise BadInput(f"--features is numbers as 3,17,40-59, not '{said[:60]}'.")
-        out += range(int(first), int(last if dash else first) + 1)
-    return out
 
 
 def _show(made: Any, asked: dict[str, str]) -> None:

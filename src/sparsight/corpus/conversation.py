@@ -45,6 +45,9 @@ class Conversation:
         object.__setattr__(self, "messages", tuple(Message.of(message) for message in self.messages))
         if (self.text is None) == (not self.messages):
             raise BadInput("A conversation has messages, or is a text: one of the two.")
+        for name in ("id", "language", "source", "model"):  # a file's name may be no Unicode, a row's text likewise
+            if isinstance(told := getattr(self, name), str):
+                object.__setattr__(self, name, told.encode("utf-8", "backslashreplace").decode())
         if not self.id:
             object.__setattr__(self, "id", self.key.hex())
 

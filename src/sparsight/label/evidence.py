@@ -46,8 +46,9 @@ class Evidence:
     """All that is known of a feature when it is labelled: windows of documents that are not held out, and statistics.
 
     firing: strongest first. silent: of all three kinds. above, below: the texts of the tokens that its decoder
-    direction makes likelier and less likely, strongest first; words: the texts of its top tokens, with their share of
-    all its activations above zero. base: {role: share of all tokens}, languages likewise.
+    direction makes likelier and less likely, strongest first; words: the texts of the tokens that it fires on most
+    in those documents, with their share of its activations above zero there. roles: {role: share of all tokens};
+    languages likewise.
     """
 
     feature: int

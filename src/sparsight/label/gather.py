@@ -26,6 +26,7 @@ from sparsight.label.spec import LabelSpec
 
 DRAWN = 6  # places that are drawn for each silent window, as many will not do
 NEIGHBOURS = 6  # of the nearest by decoder cosine
+SPOKEN = 32  # tokens that it fires on
 BACKGROUND = 3_000  # windows that words are counted in
 HARD = 0.25  # of silent windows that are near misses, and likewise of those beside a neighbour
 LEAST_LIKELY_SILENT = 0.9  # without a log: the chance that a random window is silent, at least
@@ -74,9 +75,8 @@ class Gatherer:
         fair = self._fair(firing, False, self.spec.firing - len(top), rng, taken=top)
         windows = [self._window(at, why, firing) for why, ats in (("top", top), ("sample", fair)) for at in ats]
         windows.sort(key=lambda w: -max(w.values))
-        fires = max(statistics.fires, 1)
-        spoken = [(id, n / fires) for id, n in statistics.top_tokens]
-        above, below, words = (self.pieces.texts(p) for p in (statistics.top_logits, statistics.bottom_logits, spoken))
+        pairs = statistics.top_logits, statistics.bottom_logits, self._spoken(firing)
+        above, below, words = map(self.pieces.texts, pairs)
         silent = self._silent(statistics, firing, windows, False, self.spec.silent, rng)
         return Evidence(feature, statistics, tuple(windows), silent, above, below, words, self.roles, self.spoken)
 
@@ -110,6 +110,15 @@ class Gatherer:
         if self.log is None:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
         return self.log.of(feature)
+
+    def _spoken(self, firing: Firing) -> list[tuple[int, float]]:
+        """(token, share of its fires), most first, of documents that are not held out; the statistics count all."""
+        at = firing.places[~self.held_out[self._document_of(firing.places)]]
+        if not len(at):
+            at = np.array([e.at for e in firing.examples if e.sampled and not e.held_out], np.int64)
+        ids, counts = np.unique(self.atlas.tokens[at], return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:SPOKEN]
+        return [(int(ids[i]), float(counts[i] / len(at))) for i in order]
 
     def _fair(
         self, firing: Firing, held_out: bool, number: int, rng: np.random.Generator, taken: Iterable[int] = ()

@@ -9,10 +9,6 @@ from typing import Any
 from sparsight.label.evidence import Evidence, Window
 from sparsight.label.words import folded, places, shape, spans, words
 
-TYPES = (
-    "single token", "word family", "words", "phrase", "output", "position", "role", "format", "language", "context",
-    "dense", "dead", "unclear",
-)  # fmt: skip
 WHOLE = 0.6  # of a token's weight in one whole word, for the word to stand for it
 AGREED = 0.35  # of its weight before a token that its direction makes likelier, to count as saying it
 

@@ -24,7 +24,7 @@ class AnthropicClient:
 
     def __init__(self, spec: EndpointSpec) -> None:
         if not spec.model:
-            raise BadInput("Which model? Say model, by the endpoint's name for it.")
+            raise BadInput("Which model? Say model (--ask), by the endpoint's name for it.")
         key = spec.key_of(KEY)
         headers = {"anthropic-version": VERSION} | ({"x-api-key": key} if key else {})
         self.endpoint = Endpoint(spec, spec.url(SERVICE, "messages"), headers, key, DISPENSABLE)

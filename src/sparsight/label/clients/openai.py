@@ -30,7 +30,7 @@ class OpenAIClient:
 
     def __init__(self, spec: EndpointSpec) -> None:
         if not spec.model:
-            raise BadInput("Which model? Say model, by the endpoint's name for it.")
+            raise BadInput("Which model? Say model (--ask), by the endpoint's name for it.")
         key = spec.key_of(KEY)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self.endpoint = Endpoint(spec, spec.url(SERVICE, "chat/completions"), headers, key, DISPENSABLE)
