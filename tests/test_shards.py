@@ -159,7 +159,8 @@ def test_a_shard_gets_its_name_after_all_of_it_is_on_the_disk(tmp_path, monkeypa
     write(tmp_path, 8)
     part = str(shard(tmp_path)) + ".part"
     named = seen.index(str(shard(tmp_path)))
-    files = [f"{part}/{name}" for name in ("tokens.safetensors", f"rows.{HOOK}.safetensors", "shard.json.part/shard.json")]
+    names = ("tokens.safetensors", f"rows.{HOOK}.safetensors", "shard.json.part/shard.json")
+    files = [f"{part}/{name}" for name in names]
     assert sorted(seen[named - 4 : named - 1]) == sorted(files)
     assert (seen[named - 1], seen[named + 1]) == (part, str(tmp_path / "rank-0000"))
 
