@@ -17,6 +17,7 @@ from sparsight.atlas.draft import write_atlas
 from sparsight.atlas.entries import Document, Example, Label, Score, Statistics
 from sparsight.cli import cli, feature_page, main
 from sparsight.cli.feature_data import Text, feature_json
+from sparsight.errors import BadFile
 from sparsight.lm.spelling import load_tokenizer, spellings
 from sparsight.lm.text import vocabulary
 from sparsight.records import Kind
@@ -266,3 +267,9 @@ def test_a_page_goes_to_a_picture_with_its_colours(folder, tokenizer):
     page = Console(width=100, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     page.print(feature_page.feature_page(told, 2))
     assert screen.TINTS[-1].split()[-1] in page.export_svg()
+
+
+def test_where_the_demo_has_no_atlas_it_says_how_to_make_one(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("sparsight.cli.atlases.folder_of", lambda _: tmp_path / "absent")
+    with pytest.raises(BadFile, match="no atlas of the demo: make one with `sparsight survey demo"):
+        run("pirate", atlas="demo")

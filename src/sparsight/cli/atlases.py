@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sparsight.errors import BadInput, NoFeature
+from sparsight.errors import BadFile, BadInput, NoFeature
 
 DEMO = ("demo", "sparsight demo")
 DIGITS = 18  # of a feature's number, at most
@@ -22,7 +22,11 @@ def open_atlas(atlas: str) -> Any:
     """Raises BadFile."""
     from sparsight.atlas.atlas import Atlas
 
-    return Atlas(folder_of(atlas))
+    folder = folder_of(atlas)
+    if atlas in DEMO and not folder.exists():
+        make = "make one with `sparsight survey demo --corpus chats.jsonl --to atlas`"
+        raise BadFile(f"This installation has no atlas of the demo: {make}, and name its folder.")
+    return Atlas(folder)
 
 
 def model_of(about: Any, named: str | None) -> str:
