@@ -4,14 +4,15 @@
 
 A concept is something that the text itself says, or that we did to it: the voice of a reply, a refusal, the kind or the
 topic of a document, what a story is about (the words that occur in it three times), the service that a turn of the
-Schema-Guided Dialogue data is labelled with. No label of a feature takes part. A unit is a reply, a document or a turn;
-a feature's value in it is the mean of its activations over the unit's tokens, without those of the template.
+Schema-Guided Dialogue data is labelled with. No label of a feature takes part. A unit is an exchange (what was said
+since the last reply, and the reply), a document or a turn; a feature's value in it is the mean of its activations over
+the unit's tokens, without those of the template.
 
 AUC(concept, feature) = the chance that a unit of the concept has more of the feature than one that is not of it, ties
-counting half. On the training part each concept's best feature is found; all features within 0.02 of it count as
-detecting the concept, too, if on the held-out part (turns: of other dialogues) their AUC is at least 0.85. A concept of
-which that is true of no feature is left out. What is left is `concepts.json`: queries and the features that answer
-them, which `bench/search_recall.py` asks of an atlas.
+counting half. A feature detects a concept if its AUC is at least 0.85 on the training part and on the held-out part
+(turns: of other dialogues), and if it is among the 40 that are best on the training part. A concept that no feature
+detects is left out. What is left is `concepts.json`: queries and the features that answer them,
+which `bench/search_recall.py` asks of an atlas.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ import truth
 from mixture import Document, Turn
 from sparsight.disk import write_json
 
-ENOUGH, NEAR = 0.85, 0.02  # AUC on held-out units; and how far from the best of the training units
+ENOUGH, MOST = 0.85, 40  # AUC in either part; and how many features detect a concept, at most
 FEWEST = 5  # units of a concept, in either part
-TRAINING = 8000  # documents, or dialogues, of the training part that are read
+TRAINING = 4000  # documents, or dialogues, of the training part that are read
 MENTIONS = 3  # of its words, in a story that is about something
 ASSISTANT = truth.ROLES.index("assistant")
 
@@ -144,10 +145,16 @@ SERVICES = {
 # ── units ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def replies(one: truth.Coded) -> Iterator[tuple[slice, Unit]]:
+def exchanges(one: truth.Coded) -> Iterator[tuple[np.ndarray, Unit]]:
+    begin = 0
     for said in spans(one.role == ASSISTANT):
         voice = truth.VOICE_NAMES[one.voice[said][0]]
-        yield said, Unit(frozenset([voice or ("refusal" if one.refusal[said][0] else "")]))
+        places = np.arange(len(one.role))
+        yield (
+            (one.role > 0) & (places >= begin) & (places < said.stop),
+            Unit(frozenset([voice or ("refusal" if one.refusal[said][0] else "")])),
+        )
+        begin = said.stop
 
 
 def whole(one: truth.Coded) -> Iterator[tuple[np.ndarray, Unit]]:
@@ -182,6 +189,11 @@ def dialogues(path: Path) -> list[Document]:
             ]
             out.append(Document("sgd", "chat", said, row["conversation_id"], json.dumps(services)))
     return out
+
+
+def evenly(documents: list[Document], count: int) -> list[Document]:
+    """So many of them, from all over: they lie service by service."""
+    return documents[:: max(len(documents) // count, 1)][:count]
 
 
 # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -240,8 +252,8 @@ def measured(concepts: dict[str, Concept], train, held_out) -> tuple[dict, dict]
             continue
         parts = zip((train, held_out), true, of_all, strict=True)
         chosen, tested = (aucs(values, one, ranks) for (_, values), one, ranks in parts)
-        near = np.flatnonzero(chosen >= chosen.max() - NEAR)
-        right = sorted((int(f) for f in near if tested[f] >= ENOUGH), key=lambda f: (-chosen[f], f))
+        ahead = sorted(np.flatnonzero(chosen >= ENOUGH).tolist(), key=lambda f: (-chosen[f], f))[:MOST]
+        right = [f for f in ahead if tested[f] >= ENOUGH]
         best = int(chosen.argmax())
         told = {"best": best, "auc": round(float(tested[best]), 4), "units": sizes}
         if right:
@@ -264,13 +276,13 @@ def main() -> None:
     scope = sparsight.load("demo", dtype=torch.float32)
     core = scope.lm.tokenizer.backend_tokenizer
     parts = mixture.split(mixture.compose(arguments.corpus, arguments.harmful))
-    read_parts = [read(scope, truth.code(part[: arguments.training], core), (replies, whole)) for part in parts]
+    read_parts = [read(scope, truth.code(part[: arguments.training], core), (exchanges, whole)) for part in parts]
     result: dict = {"sae": scope.sae.fingerprint, "question": __doc__, "concepts": {}, "left_out": {}}
     for group, concepts, way in (("voice", VOICES, 0), ("kind", DOCUMENTS, 1), ("story", STORIES, 1)):
         keep(result, group, *measured(concepts, read_parts[0][way], read_parts[1][way]))
     del read_parts
     if arguments.sgd:
-        said = [truth.code(dialogues(path)[: arguments.training // 8], core) for path in arguments.sgd]
+        said = [truth.code(evenly(dialogues(path), arguments.training // 4), core) for path in arguments.sgd]
         keep(result, "service", *measured(SERVICES, *(read(scope, part, (turns,))[0] for part in said)))
     write_json(arguments.out, result)
     print(f"{len(result['concepts'])} concepts, {len(result['left_out'])} left out: {result['left_out']}")

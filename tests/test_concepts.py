@@ -38,11 +38,11 @@ def test_every_query_is_words_alone_and_no_two_are_the_same():
     assert {*VOICES} == {*mixture.VOICES, "refusal"}
 
 
-def test_units_are_replies_documents_and_turns_without_the_templates_tokens(core):
+def test_units_are_exchanges_documents_and_turns_without_the_templates_tokens(core):
     services = json.dumps([["Hotels_1", "Hotels"], [], ["Media_2", "Media"], []])
     (one,) = truth.code([Document("here", "voice", TALK, "g", "sea")], core)
-    said = [(core.decode(one.ids[part].tolist()), unit.names) for part, unit in concepts.replies(one)]
-    assert said == [("Arr, matey", {"pirate"}), ("Hm", {""})]
+    said = [(core.decode(one.ids[part].tolist()), unit.names) for part, unit in concepts.exchanges(one)]
+    assert said == [("HiArr, matey", {"pirate"}), ("NoHm", {""})]
     ((part, unit),) = concepts.whole(one)
     assert core.decode(one.ids[part].tolist()) == "HiArr, mateyNoHm"
     assert unit.names == {"voice", "sea", ""}  # a voice's source says nothing: it was another text before
