@@ -32,6 +32,7 @@ class Kind(enum.IntFlag):
 
 SPECIAL = Kind.BOS | Kind.TEMPLATE
 ROLES = {"system": Kind.SYSTEM, "user": Kind.USER, "assistant": Kind.ASSISTANT, "tool": Kind.TOOL}
+KINDS = tuple(str(kind) for kind in (*SPECIAL, *ROLES.values(), Kind.TEXT))  # a token is of exactly one of these
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from sparsight.atlas.atlas import Atlas
+from sparsight.atlas.atlas import TODO, Atlas
 from sparsight.disk import first_line, write_aside
 from sparsight.errors import BadFile, NoFeature
-from sparsight.records import ROLES, Kind
+from sparsight.records import KINDS, Kind
 
 NAME = "log.bin"
-TODO = "make it anew: sparsight survey"
+BITS = {name: int(Kind[name.upper()]) for name in KINDS}
 MAGIC = b"sparsight log 1\n"
-KINDS = {kind.name.lower(): int(kind) for kind in (Kind.BOS, Kind.TEMPLATE, *ROLES.values(), Kind.TEXT) if kind.name}
 ARRAYS = {"documents": "<u4", "starts": "<i8", "lengths": "<i8", "ends": "<i8", "counts": "<i8", "peaks": "<f4"}
 Sorted = tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Float32[np.ndarray, " n"]]
 
@@ -103,7 +102,7 @@ def together(atlas: Atlas, features: Sequence[int], roles: Sequence[str] = ()) -
     log = open_log(atlas)
     if log is None:
         raise BadFile(f"The atlas '{atlas.folder}' has no activation log: survey with --log-tokens.")
-    wanted = sum(KINDS[role] for role in roles)
+    wanted = sum(BITS[role] for role in roles)
     found: np.ndarray | None = None
     for feature in features:
         places, _ = log.of(feature)

@@ -27,6 +27,7 @@ from sparsight.sae.quality import Quality, count
 from sparsight.sae.sae import SparseAutoEncoder
 from sparsight.scope.pairing import check_pairing
 from sparsight.scope.scope import Scope
+from sparsight.scope.work import prompt_of
 
 Tell = Callable[[Progress], None]
 GROUPS = {"bos": Kind.BOS, "template": Kind.TEMPLATE, "content": Kind(0)}  # every token is in one of them
@@ -83,9 +84,8 @@ class Prompts:
     def __iter__(self) -> Iterator[Prompt]:
         why: BadInput | None = None
         for one in self.text:
-            given = {"add_generation_prompt": False} if one.text is None else {}
             try:
-                prompt = self.lm.prompt(list(one.messages) if one.text is None else one.text, **given)
+                prompt = prompt_of(self.lm, one)
             except BadInput as error:
                 self.skipped, why = self.skipped + 1, why or error
                 continue

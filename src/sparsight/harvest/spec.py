@@ -9,9 +9,8 @@ from typing import Any
 from sparsight.config import knob
 from sparsight.corpus.spec import check_whole
 from sparsight.errors import BadInput
-from sparsight.records import ROLES, SPECIAL, Kind, finite
+from sparsight.records import KINDS, Kind, finite
 
-KINDS = tuple(str(kind) for kind in (*SPECIAL, *ROLES.values(), Kind.TEXT))
 """A token is of exactly one of these."""
 DTYPES = ("bfloat16", "float16")
 

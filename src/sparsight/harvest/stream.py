@@ -22,10 +22,10 @@ from sparsight.corpus.corpus import read
 from sparsight.corpus.ranks import place, share
 from sparsight.corpus.spec import CorpusSpec
 from sparsight.errors import BadInput
-from sparsight.harvest.spec import KINDS, HarvestSpec
+from sparsight.harvest.spec import HarvestSpec
 from sparsight.lm.batch import Batch
 from sparsight.lm.lm import ObservableLanguageModel
-from sparsight.records import Kind
+from sparsight.records import KINDS, Kind
 from sparsight.scope.work import Work, works
 from sparsight.shards.manifest import DTYPES
 from sparsight.shards.read_ahead import read_ahead

@@ -23,12 +23,13 @@ from sparsight.atlas.entries import Document, Example, Statistics
 from sparsight.atlas.histogram import QUANTILES, quantiles
 from sparsight.atlas.log import NAME as LOG
 from sparsight.atlas.log import ActivationLog, Sorted, survey_of, write_log
+from sparsight.records import KINDS
 from sparsight.survey.company import coactive, duplicates
 from sparsight.survey.directions import Directions
 from sparsight.survey.flags import flags
 from sparsight.survey.keep import LAST, Kept
 from sparsight.survey.part import ACTIVE, Chosen, documents_of
-from sparsight.survey.state import COUNTS, KINDS, OFFSETS, State
+from sparsight.survey.state import COUNTS, OFFSETS, State
 
 UNIT, ENOUGH = 0.99, 10  # a feature's unit is this quantile of its activations above zero, of so many at least
 BUCKET = 2**24  # activations of the log that are sorted at once

@@ -25,14 +25,13 @@ from torch import Tensor
 from sparsight.atlas.entries import POSITIONS
 from sparsight.atlas.histogram import BINS, LOWEST, PER_DOUBLING
 from sparsight.errors import BadInput
-from sparsight.records import ROLES, SPECIAL, Kind
+from sparsight.records import KINDS
 from sparsight.sae.codes import Codes
 from sparsight.survey.keep import FIELDS, LAST, Kept, Windows
 from sparsight.survey.order import by_feature
 from sparsight.survey.spec import SurveySpec
 from sparsight.survey.tokens import TopTokens
 
-KINDS = tuple(str(kind) for kind in (*SPECIAL, *ROLES.values(), Kind.TEXT))  # a token is of exactly one of these
 OFFSETS = 20  # bits of a place that are the token's place in its document; above them is the document's in the corpus
 MOST_TOKENS = 2**31 - 1  # that an int32 counts
 PART = 16_384  # windows that are made at once

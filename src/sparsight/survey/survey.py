@@ -34,7 +34,7 @@ from sparsight.corpus.spec import CorpusSpec
 from sparsight.errors import BadInput, Mismatch
 from sparsight.lm.batch import Batch
 from sparsight.lm.text import vocabulary
-from sparsight.records import Kind, Progress
+from sparsight.records import KINDS, Kind, Progress
 from sparsight.sae.codes import Codes
 from sparsight.scope.scope import Scope
 from sparsight.scope.work import Work, expected, works
@@ -43,7 +43,7 @@ from sparsight.survey.directions import directions
 from sparsight.survey.finish import Text, write
 from sparsight.survey.part import STATE, Part, read_state
 from sparsight.survey.spec import SurveySpec
-from sparsight.survey.state import KINDS, OFFSETS, Seen, State
+from sparsight.survey.state import OFFSETS, Seen, State
 
 LOCK = "lock"
 FREE = ("ahead", "checkpoint")  # knobs that the atlas does not depend on
