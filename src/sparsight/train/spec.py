@@ -30,7 +30,7 @@ class TrainSpec:
     warmup: float = knob(0.02, "share of the run over which the learning rate rises from 0")
     decay: float = knob(0.2, "share of the run, at its end, over which the learning rate falls to 0")
     beta1: float = knob(0.9, "decay of Adam's mean of gradients")
-    beta2: float = knob(0.999, "decay of Adam's mean of squared gradients")
+    beta2: float = knob(0.99, "decay of Adam's mean of squared gradients")
     clip: float | None = knob(None, "largest norm of all gradients together; None: as they are")
     ema: float | None = knob(None, "decay per step of an average of the weights, which is then saved; None: none")
     product: str = knob("bfloat16", f"numbers of the encoder's product: {', '.join(PRODUCTS)}; weights are float32")
