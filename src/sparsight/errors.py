@@ -13,6 +13,9 @@ SparsightError            the root: catch this to catch them all; the command li
 ├── NotReached            a hook point that nothing flowed through: nothing was read or steered there
 ├── NoAnswer              a language model elsewhere that cannot be reached, or that refuses
 ├── OverBudget            a question that could cost more than is left of the budget
+├── Busy                  more waits at a server than it takes in: try again after a while
+├── Stopped               a server that ended before the answer did
+├── NotSteered            an engine on which an edit does not act: it must not serve
 └── Missing               something to install: an extra of sparsight, a compiler
 """
 
@@ -67,6 +70,22 @@ class NoAnswer(SparsightError):
 
 class OverBudget(SparsightError):
     """A question that could cost more than is left of the budget, and was not sent. What was answered is kept."""
+
+
+class Busy(SparsightError):
+    """More waits at a server than it takes in. retry_after: seconds after which to try again."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Stopped(SparsightError):
+    """A server that ended before the answer did."""
+
+
+class NotSteered(SparsightError):
+    """An engine on which an edit does not act: it must not serve."""
 
 
 class Missing(SparsightError, ImportError):

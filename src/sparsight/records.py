@@ -65,7 +65,9 @@ class Sampling:
     max_new_tokens: at most so many. temperature: 0 takes the likeliest token. top_k: 0 keeps all. top_p: smallest
     set with this probability. min_p: at least this share of the likeliest token's probability. seed: the same seed
     gives the same text, whatever else is in the batch. stop: strings that end the text and are not part of it.
-    stop_tokens: token ids that end it, besides the model's own.
+    stop_tokens: token ids that end it, besides the model's own. logit_bias: (token id, number) pairs, added to the
+    logits before all else. presence_penalty, frequency_penalty: taken from the logit of a token that the model has
+    written already: once, and as often as it was written (OpenAI's).
     """
 
     max_new_tokens: int = 128
@@ -76,6 +78,9 @@ class Sampling:
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _several(self.stop, str, "stop", "strings"))
@@ -89,6 +94,8 @@ class Sampling:
             "top_k": (0, math.inf),
             "top_p": (0, 1),
             "min_p": (0, 1),
+            "presence_penalty": (-2, 2),
+            "frequency_penalty": (-2, 2),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
