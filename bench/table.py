@@ -272,6 +272,16 @@ def pareto(result: dict) -> str:
     return "\n".join([*lines, "", machine(result)])
 
 
+def density(result: dict) -> str:
+    """A row a density: the time of each way over that of the products."""
+    names = list(next(iter(result["ratios"].values())))
+    lines = ["| active | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
+    for share, ratio in result["ratios"].items():
+        cells = [f"{ratio[name][0]:.2f}" if name in ratio else "–" for name in names]
+        lines.append(f"| {float(share):.1%} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", machine(result)])
+
+
 def along(runs: list[dict], l0: float, what: str) -> float | None:
     """A figure at an L0, from the runs on both sides, by the logarithm of L0; of one within 5 %, its own."""
     points = sorted((r["l0"], r[what]) for r in runs if r.get(what) is not None and r["l0"] > 0)
@@ -329,6 +339,7 @@ TABLES = {
     "search": ("search", latency),
     "page": ("page", latency),
     "l0": ("l0", l0),
+    "density": ("density", density),
     "decode_small": ("decode_small", decode),
     "decode_deep": ("decode_deep", decode),
     "read": ("read", read),
