@@ -6,8 +6,10 @@ python bench/table.py
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
+from itertools import pairwise
 from pathlib import Path
 
 from measure import RESULTS, ratios
@@ -15,10 +17,8 @@ from measure import RESULTS, ratios
 from sparsight.evaluate.synthetic import KINDS as TOYS
 
 ROOT = Path(__file__).parent.parent
-PAGES = (
-    *(ROOT / "docs" / f"{name}.md" for name in ("speed", "demo", "harvest", "synthetic", "train")),
-    ROOT / "src" / "sparsight" / "demo" / "README.md",
-)
+NAMED = ("speed", "demo", "harvest", "synthetic", "train", "survey", "search")
+PAGES = (*(ROOT / "docs" / f"{name}.md" for name in NAMED), ROOT / "src" / "sparsight" / "demo" / "README.md")
 
 
 def decode(result: dict) -> str:
@@ -256,15 +256,75 @@ def l0(result: dict) -> str:
 
 
 def pareto(result: dict) -> str:
-    """A row a run, by trainer, then by L0."""
-    heads = ("trainer", "aim", "L0", "FVU", "dead", "loss recovered", "from the mean")
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
-    for r in sorted(result["runs"].values(), key=lambda r: (r["name"], r["l0"])):
-        aim = f"L0 {r['aim']:g}" if r["aim"] else f"coefficient {r['coefficient']:g}"
-        loss = [r.get("loss_recovered"), r.get("loss_recovered_from_mean")]
-        cells = [aim, f"{r['l0']:.1f}", f"{r['fvu']:.3f}", f"{r['dead']:.1%}"]
-        cells += ["–" if value is None else f"{value:.3f}" for value in loss]
-        lines.append(f"| {r['name']} | " + " | ".join(cells) + " |")
+    """A row a trainer: FVU and loss recovered at each L0, along a straight line between its nearest runs."""
+    found: dict[str, list[dict]] = {}
+    for r in result["runs"].values():
+        found.setdefault(r["name"], []).append(r)
+    l0s = sorted({r["aim"] for r in result["runs"].values() if r["aim"]})
+    lines = ["| FVU; loss recovered | " + " | ".join(f"L0 {l0:g}" for l0 in l0s) + " |", "|---|" + "---:|" * len(l0s)]
+    for objective in dict.fromkeys(name.partition(" ")[2] for name in found):
+        for name in (n for n in found if n.partition(" ")[2] == objective):
+            cells = []
+            for l0 in l0s:
+                values = [along(found[name], l0, what) for what in ("fvu", "loss_recovered")]
+                cells.append("; ".join("–" if value is None else f"{value:.3f}" for value in values))
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", machine(result)])
+
+
+def density(result: dict) -> str:
+    """A row a density: the time of each way over that of the products."""
+    names = list(next(iter(result["ratios"].values())))
+    lines = ["| active | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
+    for share, ratio in result["ratios"].items():
+        cells = [f"{ratio[name][0]:.2f}" if name in ratio else "–" for name in names]
+        lines.append(f"| {float(share):.1%} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", machine(result)])
+
+
+def along(runs: list[dict], l0: float, what: str) -> float | None:
+    """A figure at an L0, from the runs on both sides, by the logarithm of L0; of one within 5 %, its own."""
+    points = sorted((r["l0"], r[what]) for r in runs if r.get(what) is not None and r["l0"] > 0)
+    near = min(points, key=lambda p: abs(p[0] / l0 - 1), default=None)
+    if near and abs(near[0] / l0 - 1) <= 0.05:
+        return near[1]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 <= l0 <= x1:
+            return y0 + (y1 - y0) * math.log(l0 / x0) / math.log(x1 / x0)
+    return None
+
+
+def survey(result: dict) -> str:
+    lines = ["| | s | × harvest (min–max) | × CPU | features/s |", "|---|---:|---:|---:|---:|"]
+    for name, readings in result["readings"].items():
+        seconds = statistics.median(reading["ms"] for reading in readings) / 1e3
+        _, wall, cpu = compared(result["readings"], "harvest", name)
+        speed = result["features_per_second"].get(name)
+        per_second = f"{speed[0]:,.0f}" if speed else "–"
+        lines.append(f"| {name} | {seconds:.1f} | {wall} | {cpu} | {per_second} |")
+    middle, low, high = result["pass_ratio"]["survey"]
+    said = f"The pass over the text alone, without writing the atlas: {middle:.2f} ({low:.2f}–{high:.2f}) of a harvest."
+    return "\n".join([*lines, "", said, "", machine(result)])
+
+
+def latency(result: dict) -> str:
+    """A row a kind of work: milliseconds, of single calls."""
+    heads = list(next(iter(result["latency_ms"].values())))
+    lines = ["| ms | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for name, row in result["latency_ms"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{value:.2f}" for value in row.values()) + " |")
+    return "\n".join([*lines, "", machine(result)])
+
+
+def recall(result: dict) -> str:
+    """A row a concept, then the recall of all."""
+    lines = ["| query | rank | best feature | AUC | its label | says so |", "|---|---:|---:|---:|---|---|"]
+    for row in result["rows"].values():
+        label = row["label"].replace("|", "\\|")
+        cells = [row["query"], str(row["rank"] or "–"), str(row["best"]), f"{row['auc']:.3f}", label]
+        lines.append("| " + " | ".join(cells) + f" | {'yes' if row['says_so'] else 'no'} |")
+    said = ", ".join(f"{way} {share:.2f}" for way, share in result["recall"].items())
+    lines.append(f"\nRecall@5 of {result['concepts']} queries: {said}.")
     return "\n".join([*lines, "", machine(result)])
 
 
@@ -272,8 +332,14 @@ TABLES = {
     "train_step": ("train_step", train_step),
     "train_step_big": ("train_step_big", train_step),
     **{f"ground_truth_{kind}": (f"ground_truth_{kind}", ground_truth) for kind in TOYS},
-    "pareto": ("pareto", pareto),
+    "pareto_stories": ("pareto_stories", pareto),
+    "pareto_demo": ("pareto_demo", pareto),
+    "survey": ("survey", survey),
+    "search_recall": ("search_recall", recall),
+    "search": ("search", latency),
+    "page": ("page", latency),
     "l0": ("l0", l0),
+    "density": ("density", density),
     "decode_small": ("decode_small", decode),
     "decode_deep": ("decode_deep", decode),
     "read": ("read", read),

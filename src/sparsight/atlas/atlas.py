@@ -249,6 +249,12 @@ class Atlas:
         except sqlite3.DatabaseError as error:
             raise BadFile(f"Cannot read '{self.folder / TABLE}': {first_line(error)}; {TODO}.") from error
 
+    def state(self) -> tuple[int, int, int]:
+        """Another one whenever the table may have changed, by this thread's hand or another's."""
+        ((version,),) = self.rows("PRAGMA data_version")
+        ((changes,),) = self.rows("SELECT total_changes()")
+        return threading.get_ident(), version, changes
+
     def _one(self, query: str, feature: int) -> tuple[Any, ...]:
         self._check(feature)
         return next(self.rows(query, feature))

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sparsight.atlas.atlas import Atlas
+from sparsight.atlas.columns import columns_of
 from sparsight.atlas.entries import Label
 from sparsight.atlas.inverted import IdsOf, firing, lifting
 from sparsight.atlas.query import NUMBERS, Filter, Query
@@ -159,9 +160,12 @@ def _by_words(atlas: Atlas, text: str, allowed: np.ndarray | None) -> list[int]:
     match = " OR ".join(f'"{word}"' for word in said_words(text)[:WORDS])
     if not match:
         return []
-    limit = 2 * DEEP if allowed is None else -1
-    rows = atlas.rows(BY_WORDS, match, limit)
-    return list(dict.fromkeys(f for (f,) in rows if allowed is None or allowed[f]))
+    enough = 2 * DEEP if allowed is None else int(4 * DEEP / max(float(allowed.mean()), 1e-4))
+    for limit in (enough, -1):  # a filter that leaves much seldom asks for all that fit
+        found = list(dict.fromkeys(f for (f,) in atlas.rows(BY_WORDS, match, limit) if allowed is None or allowed[f]))
+        if allowed is None or len(found) >= DEEP:
+            break
+    return found
 
 
 BY_WORDS = """
@@ -264,36 +268,13 @@ def _mask(atlas: Atlas, features: Sequence[int]) -> np.ndarray:
 
 def _filtered(atlas: Atlas, filters: Sequence[Filter], in_order: bool) -> list[int]:
     """Features that pass all filters; in order: by the first number that was asked for, the extreme ones first."""
-    where, values = zip(*(_condition(one) for one in filters), strict=True)
-    inner = f"SELECT feature FROM feature WHERE {' AND '.join(where)}"
+    columns = columns_of(atlas)
+    features = np.flatnonzero(np.logical_and.reduce([columns.passing(one) for one in filters]))
     first = next((one for one in filters if one.name in NUMBERS), None) if in_order else None
     if first:
-        column = BEST_SCORE if first.name == "score" else first.name
-        inner += f" ORDER BY {column} {'DESC' if first.op.startswith('>') else 'ASC'}, feature"
-    # one string of all of them: many times as fast as a row for each
-    ((found,),) = atlas.rows(f"SELECT group_concat(feature) FROM ({inner})", *(v for some in values for v in some))
-    features = np.fromstring(found or "", np.int64, sep=",")
-    return (features if first else np.sort(features)).tolist()
-
-
-BEST_SCORE = """(SELECT max(score.value) FROM label JOIN score ON score.label = label.id
-WHERE label.feature = feature.feature AND score.name = 'detection')"""
-SCORED = """feature IN (SELECT feature FROM label WHERE id IN
-(SELECT label FROM score WHERE name = 'detection' AND value {} ?))"""
-
-
-def _condition(one: Filter) -> tuple[str, tuple[float | str, ...]]:
-    """SQL, and its values."""
-    if one.name == "score":
-        return SCORED.format(one.op), (one.value,)
-    if one.name in NUMBERS:
-        return f"{one.name} {one.op} ?", (one.value,)
-    text = str(one.value).encode("utf-8", "replace").decode()
-    if one.name in ("flag", "not"):
-        return f"instr(' ' || flags || ' ', ?) {'>' if one.name == 'flag' else '='} 0", (f" {text} ",)
-    if one.name in ("role", "language"):
-        return f"{one.name} = ? COLLATE NOCASE", (text,)
-    return f"feature IN (SELECT feature FROM label WHERE {one.name} = ? COLLATE NOCASE)", (text,)
+        by = columns.ordering(first.name)[features]
+        features = features[np.lexsort((features, -by if first.op.startswith(">") else by))]
+    return features.tolist()
 
 
 def _told(atlas: Atlas, hits: Sequence[Hit]) -> list[Hit]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -133,7 +132,7 @@ def vectors_of(atlas: Atlas, embedder: Embedder, tell: Callable[[Progress], None
 
     Where the folder cannot be written they are kept in memory alone.
     """
-    found, now = _kept.get(atlas), _state(atlas)
+    found, now = _kept.get(atlas), atlas.state()
     if found is None or found.embedder != embedder.name:
         found = _read(atlas.folder / VECTORS, embedder.name)
     elif now in found.seen:
@@ -155,13 +154,6 @@ COUNTING = """
 SELECT id, feature, text FROM label
 WHERE method = 'human' OR feature NOT IN (SELECT feature FROM label WHERE method = 'human') ORDER BY id
 """
-
-
-def _state(atlas: Atlas) -> tuple[int, int, int]:
-    """Another one whenever the table may have changed, by this thread's hand or another's."""
-    ((version,),) = atlas.rows("PRAGMA data_version")
-    ((changes,),) = atlas.rows("SELECT total_changes()")
-    return threading.get_ident(), version, changes
 
 
 def _brought_up(

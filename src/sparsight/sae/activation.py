@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -35,6 +36,18 @@ def pointwise(
     if threshold is not None:
         return value * (pre > threshold)
     return value if gain is None and shift is None else value * (pre > 0)
+
+
+def passing(
+    pre: Float[Tensor, "token feature"], threshold: Float[Tensor, " feature"] | None = None
+) -> tuple[Int[Tensor, " active"], Int[Tensor, " active"]]:
+    """(token, feature) of all that is not below its threshold (0), in order; of what is no number, too."""
+    below = pre <= (0 if threshold is None else threshold)
+    if below.device.type == "cpu":  # numpy searches a mask several times as fast as torch
+        place = torch.from_numpy(np.flatnonzero(np.logical_not(below.numpy())))
+    else:
+        place = (~below).flatten().nonzero().squeeze(-1)
+    return place // pre.shape[-1], place % pre.shape[-1]
 
 
 def largest(

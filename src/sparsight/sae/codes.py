@@ -56,13 +56,16 @@ class Codes:
             if len(index) and not 0 <= int(index.min()) <= int(index.max()) < end:
                 worst = int(index.min()) if int(index.min()) < 0 else int(index.max())
                 raise BadInput(no_token(worst, end)) if index is token else NoFeature(no_feature(worst, end))
-        place, order = (token.long() * d_hidden + feature).sort()
-        if (place.diff() == 0).any():
-            twice = int(place[:-1][place.diff() == 0][0])
-            raise BadInput(f"Feature {twice % d_hidden} of token {twice // d_hidden} is given twice.")
+        place = token.long() * d_hidden + feature
+        if not (place.diff() > 0).all():
+            place, order = place.sort()
+            if (place.diff() == 0).any():
+                twice = int(place[:-1][place.diff() == 0][0])
+                raise BadInput(f"Feature {twice % d_hidden} of token {twice // d_hidden} is given twice.")
+            feature, value = feature[order], value[order]
         offsets = torch.zeros(tokens + 1, dtype=torch.int64, device=token.device)
         offsets[1:] = torch.bincount(token, minlength=tokens).cumsum(0)
-        return cls(offsets, feature[order].to(torch.int32), value[order], d_hidden)
+        return cls(offsets, feature.to(torch.int32), value, d_hidden)
 
     @classmethod
     def joined(cls, parts: Sequence[Codes]) -> Codes:

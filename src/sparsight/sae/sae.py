@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparsight.errors import BadInput, NoFeature
-from sparsight.sae.activation import CHOOSING, FeatureRows, evaluate, groupmax, largest, pick, pointwise
+from sparsight.sae.activation import CHOOSING, FeatureRows, evaluate, groupmax, largest, passing, pick, pointwise
 from sparsight.sae.codes import Codes, no_feature
 from sparsight.sae.config import SaeConfig, content_hash
 
@@ -285,10 +285,14 @@ class SparseAutoEncoder(nn.Module):
             assert c.k is not None
             values, indices = (largest if c.activation == "topk" else groupmax)(pre, c.k)
             return torch.zeros_like(pre).scatter(-1, indices, torch.relu(values))
-        if c.activation == "gated":
+        return pointwise(pre, *self._pointwise(part))
+
+    def _pointwise(self, part: slice) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Threshold, gain and shift of some features, as in activation.py."""
+        if self.config.activation == "gated":
             gain = self.r_mag[part].exp()
-            return pointwise(pre, gain=gain, shift=self.b_mag[part] - gain * self.b_enc[part])
-        return pointwise(pre, threshold=self.threshold[part] if hasattr(self, "threshold") else None)
+            return None, gain, self.b_mag[part] - gain * self.b_enc[part]
+        return self.threshold[part] if hasattr(self, "threshold") else None, None, None
 
     def _block(self, tokens: int, memory: int) -> tuple[int, int]:
         """How many tokens, and how many of their features, are computed at once within so many bytes."""
@@ -299,12 +303,17 @@ class SparseAutoEncoder(nn.Module):
         return rows, max(1, min(self.d_hidden, (memory // rows - per_token) // per_entry))
 
     def _active_pairs(self, x: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(token, feature, value) of all active features of a block of tokens, `width` features at a time."""
+        """(token, feature, value) of all active features of a block of tokens, `width` features at a time. The
+        activation is computed where something may be active, not of all that is not."""
         found = []
         for low in range(0, self.d_hidden, width):
-            value = self._activate(self._pre(x, low, low + width), low, low + width)
-            token, feature = value.nonzero(as_tuple=True)
-            found.append((token, feature + low, value[token, feature]))
+            pre = self._pre(x, low, low + width)
+            threshold, gain, shift = self._pointwise(slice(low, low + width))
+            token, feature = passing(pre, threshold)
+            some = (None if part is None else part[feature] for part in (threshold, gain, shift))
+            value = pointwise(pre[token, feature], *some)
+            active = value != 0  # NaN too, of which the caller is told
+            found.append((token[active], feature[active] + low, value[active]))
         token, feature, value = (torch.cat(column) for column in zip(*found, strict=True))
         return token, feature, value
 
