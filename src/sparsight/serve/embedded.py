@@ -74,7 +74,7 @@ class EmbeddedEngine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._draining = self._stopping = False
-        self._written = self._steps = 0
+        self._steps = 0
 
     @property
     def scope(self) -> Scope:
@@ -123,7 +123,7 @@ class EmbeddedEngine:
         """How busy it is."""
         with self._changed:
             rows = len(self.rows) + (self.reading is not None)
-            return Load(rows, self.limit, len(self.waiting), self.waiting.limit, self._written, self._steps)
+            return Load(rows, self.limit, len(self.waiting), self.waiting.limit, self.rows.written, self._steps)
 
     async def drain(self, seconds: float) -> bool:
         """Takes nothing new, and waits until nothing is written any more; False where that takes longer."""

@@ -41,6 +41,7 @@ class Rows:
         self.steps = SlotSteps(lm, self.slots, scope.hook_point, self.table, compiled)
         self.twin_steps = SlotSteps(lm, self.twin_slots, scope.hook_point, None)
         self._sampler: Sampler | None = None
+        self.written = 0  # tokens, so far
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,7 +141,9 @@ class Rows:
                 continue
             if not fits:
                 row.fail(BadInput(overflowed(logits.dtype)))
-            elif (update := row.take(one)) is not None:
+                continue
+            self.written += 1
+            if (update := row.take(one)) is not None:
                 events = self.table.new_events([at]).get(at, ()) if update.finish else ()
                 self._tell(at, replace(update, events=events) if events else update)
 
