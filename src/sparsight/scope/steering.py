@@ -188,10 +188,45 @@ class Steering:
         entropy: Float[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_in"]:
         """The maths at the top of this file, and the tally for the receipts; no Python branch on a value."""
-        b, sae = self.b, self.sae
-        home = flow.device
-        x = flow.to(device=sae.device, dtype=b["encoder"].dtype)
+        home, sae = flow.device, self.sae
+        x = flow.to(device=sae.device, dtype=self.b["encoder"].dtype)
         kinds, positions = kinds.to(sae.device), positions.to(sae.device)
+        _, change, on, size = self._changes(x, kinds, positions, entropy)
+        delta = change @ self.b["decoder"]
+        delta = delta if size is None else delta * size
+        edits = (change != 0).any(-1, keepdim=True)
+        out = torch.where(edits, (x + delta).to(flow.dtype), flow.to(sae.device))
+        moved = torch.where(edits, out.to(x.dtype) - x, torch.zeros_like(x))  # as it is after rounding
+        touched = (moved != 0).any(-1)
+        share = moved.norm(dim=-1) / x.norm(dim=-1).clamp_min(torch.finfo(x.dtype).tiny)
+        b = self.b
+        b["seen"] += (kinds != 0).sum(-1)
+        b["touched"] += touched.sum(-1)
+        b["ratio"] += torch.where(touched, share, torch.zeros_like(share)).sum(-1)
+        if b["fired"].shape[-1]:
+            b["fired"] |= on[..., self.depth * n :].any(1)
+        return out.to(home)
+
+    def changes(
+        self,
+        flow: Float[Tensor, "batch pos d_in"],
+        kinds: Int[Tensor, "batch pos"],
+        positions: Int[Tensor, "batch pos"],
+        entropy: Float[Tensor, "batch pos"] | None = None,
+    ) -> tuple[Float[Tensor, "batch pos slot"], Float[Tensor, "batch pos slot"]]:
+        """(activations before any edit, what the edits would add to them), of the features of each row's slots, in
+        b["index"]; raw. Nothing is tallied."""
+        x = flow.to(device=self.sae.device, dtype=self.b["encoder"].dtype)
+        kinds, positions = kinds.to(self.sae.device), positions.to(self.sae.device)
+        before, change, _, _ = self._changes(x, kinds, positions, entropy)
+        return before, change
+
+    def _changes(
+        self, x: Tensor, kinds: Tensor, positions: Tensor, entropy: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(activations, changes, which edits and events hold, the size that normalisation took off), all on the SAE's
+        device."""
+        b, sae = self.b, self.sae
         read, _, size = sae.normalize(x)
         if sae.config.activation in CHOOSING:
             width = max(1024, ENCODE_MEMORY // (16 * x.shape[0] * x.shape[1]))  # a long prompt is encoded in parts
@@ -204,20 +239,7 @@ class Steering:
             changed = b["factor"][:, None, depth] * after + b["shift"][:, None, depth]
             after = torch.where(on[..., depth * n : (depth + 1) * n], changed, after)
         edited = on[..., :n] if self.depth == 1 else on[..., : self.depth * n].unflatten(-1, (self.depth, n)).any(-2)
-        change = torch.where(edited, after - a, torch.zeros_like(a))
-        delta = change @ b["decoder"]
-        delta = delta if size is None else delta * size
-        edits = (change != 0).any(-1, keepdim=True)
-        out = torch.where(edits, (x + delta).to(flow.dtype), flow.to(sae.device))
-        moved = torch.where(edits, out.to(x.dtype) - x, torch.zeros_like(x))  # as it is after rounding
-        touched = (moved != 0).any(-1)
-        share = moved.norm(dim=-1) / x.norm(dim=-1).clamp_min(torch.finfo(x.dtype).tiny)
-        b["seen"] += (kinds != 0).sum(-1)
-        b["touched"] += touched.sum(-1)
-        b["ratio"] += torch.where(touched, share, torch.zeros_like(share)).sum(-1)
-        if b["fired"].shape[-1]:
-            b["fired"] |= on[..., self.depth * n :].any(1)
-        return out.to(home)
+        return a, torch.where(edited, after - a, torch.zeros_like(a)), on, size
 
     def _on(
         self, a: Float[Tensor, "batch pos slot"], kinds: Tensor, positions: Tensor, entropy: Tensor | None
