@@ -6,7 +6,7 @@ import torch
 
 from sparsight.edits import Controller, Feature
 from sparsight.errors import BadInput, NoFeature
-from sparsight.scope.edited import next_logits, read_edited
+from sparsight.scope.edited import edited_logits, read_edited
 from sparsight.scope.nearest import nearest
 from sparsight.scope.scope import Scope
 
@@ -34,7 +34,9 @@ def test_only_the_edited_features_change_and_only_where_the_edit_acts(scope, pro
         assert new[5] == pytest.approx(old.get(5, 0.0) + 0.5 * scale, rel=1e-4)
         assert new[9] == pytest.approx(2 * float(scope.sae.scale[9]), rel=1e-4)
         assert 11 not in new
-        assert {i: v for i, v in new.items() if i not in (5, 9)} == {i: v for i, v in old.items() if i not in (5, 9, 11)}
+        assert {i: v for i, v in new.items() if i not in (5, 9)} == {
+            i: v for i, v in old.items() if i not in (5, 9, 11)
+        }
 
 
 def test_the_edited_features_decode_to_the_edited_residual(lm64, prompt):
@@ -67,10 +69,10 @@ def test_strongest_come_first_and_those_asked_for_alone(scope, prompt):
 def test_the_next_tokens_logits_are_those_that_chat_writes_by(scope, lm, prompt):
     wish = f[5].nudge(40).on("all", "template")
     for edit in (Controller(), Controller.of(wish)):
-        best = int(next_logits(scope, prompt, edit).argmax())
+        best = int(edited_logits(scope, prompt, edit).argmax())
         assert best == scope.chat(CHAT, edit, max_new_tokens=1).ids[0]
     plain, _, _ = lm.forward(prompt)
-    assert torch.equal(next_logits(scope, prompt, Controller()), plain[0])
+    assert torch.equal(edited_logits(scope, prompt, Controller()), plain[0])
 
 
 def test_entropy_bounds_are_those_of_the_unedited_model(scope, lm, prompt):
@@ -83,7 +85,7 @@ def test_entropy_bounds_are_those_of_the_unedited_model(scope, lm, prompt):
     moved = [a != b for a, b in zip(plain, edited, strict=True)]
     assert moved == [mine and bool(nats >= low) for mine, nats in zip(user, entropy, strict=True)]
     assert any(moved)
-    assert not torch.equal(next_logits(scope, prompt, bounded), next_logits(scope, prompt, Controller()))
+    assert not torch.equal(edited_logits(scope, prompt, bounded), edited_logits(scope, prompt, Controller()))
 
 
 def test_neighbours_are_the_nearest_to_the_centre_of_directions(sae):

@@ -43,9 +43,7 @@ def closeness(
     return [best.get(one, NOTHING) for one in features]
 
 
-def ranked_labels(
-    text: str, labels: Mapping[int, str], embedder: Embedder | None = None
-) -> list[tuple[int, float]]:
+def ranked_labels(text: str, labels: Mapping[int, str], embedder: Embedder | None = None) -> list[tuple[int, float]]:
     """(feature, relevance) of labels that came without an atlas, best first: by the words that they share with a text
     and by what they mean, fused by reciprocal rank; relevance is 1 for what is first in both. Raises BadInput for an
     empty text."""

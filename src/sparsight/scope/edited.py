@@ -39,7 +39,7 @@ def read_edited(scope: Scope, prompt: Prompt, wish: Edits, only: Sequence[int] |
 
 
 @torch.no_grad()
-def next_logits(scope: Scope, prompt: Prompt, wish: Edits) -> Float[Tensor, " vocabulary"]:
+def edited_logits(scope: Scope, prompt: Prompt, wish: Edits) -> Float[Tensor, " vocabulary"]:
     """The logits of the next token, in float32, on the CPU."""
     batch = scope.lm.batch([prompt])
     steering = scope.steering([Controller.of(wish)], [prompt])
@@ -48,9 +48,7 @@ def next_logits(scope: Scope, prompt: Prompt, wish: Edits) -> Float[Tensor, " vo
     return logits[0].float().cpu()
 
 
-def entropies(
-    lm: ObservableLanguageModel, batch: Batch, steering: Steering
-) -> Float[Tensor, "batch pos"] | None:
+def entropies(lm: ObservableLanguageModel, batch: Batch, steering: Steering) -> Float[Tensor, "batch pos"] | None:
     """Next-token entropy of the unedited model at every token, nats; None where no edit asks for it."""
     if not steering.needs_entropy:
         return None

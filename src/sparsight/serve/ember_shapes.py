@@ -42,7 +42,7 @@ class Neighbouring(BaseModel):
 
 
 class Reading(BaseModel):
-    """POST /chat-attribution/compute-features. aggregate_by: for the client, which sums up what it is told of tokens."""
+    """POST /chat-attribution/compute-features. aggregate_by: for the client, which itself sums up what it is told."""
 
     messages: Messages
     model: str
