@@ -42,7 +42,7 @@ REFUSED: dict[int | str, dict[str, Any]] = {
     429: {"model": shapes.Refused, "description": "More than the key allows, or more than waits here."},
     503: {"model": shapes.Refused, "description": "This server is stopping."},
 }
-router = APIRouter(prefix=EMBER, tags=["Ember"], responses=REFUSED)
+router = APIRouter(prefix=EMBER, tags=["ember"], responses=REFUSED)
 
 
 # ── which features there are ─────────────────────────────────────────────────────────────────────────────────────
