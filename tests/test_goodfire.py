@@ -345,7 +345,9 @@ def test_errors_are_the_clients_named_exceptions(served):
         assert mine.features.lookup([1], model=MODEL)
         with pytest.raises(raised.RateLimitException):
             mine.features.lookup([1], model=MODEL)
-        again = post(at, "/features/lookup", {"indices": [1], "model": MODEL}, headers={"authorization": f"Bearer {key}"})
+        again = post(
+            at, "/features/lookup", {"indices": [1], "model": MODEL}, headers={"authorization": f"Bearer {key}"}
+        )
         assert (again.status_code, int(again.headers["retry-after"]) > 0) == (429, True)
     with listening(create_app(Catalog({MODEL: Threads(served)}))) as at:
         with pytest.raises(raised.NotFoundException):
@@ -404,11 +406,6 @@ def test_seeds_repeat_stops_stop_and_lengths_limit(client, served):
     assert stopped.message["content"] == first.message["content"].split(letter)[0]
     assert stopped.finish_reason == "stop"
     assert said(seed=1, stop=letter) == stopped
-
-
-EDITS = {
-    "nudge": (lambda c, t: c.buffer and None, None),
-}
 
 
 def test_nudges_pins_and_factors_do_what_they_say(client, served):
@@ -601,7 +598,9 @@ def test_many_clients_at_once_get_their_own_answers(url, served):
 def test_without_an_atlas_labels_alone_are_searched(scope, monkeypatch):
     for embedder, asked in ((lambda: None, "pirate"), (Concepts, "buccaneer")):
         monkeypatch.setattr(known, "default_embedder", embedder)
-        with listening(create_app(Catalog({"tiny": Threads(Scope(scope.lm, scope.sae, labels=scope.features.labels))}))) as at:
+        with listening(
+            create_app(Catalog({"tiny": Threads(Scope(scope.lm, scope.sae, labels=scope.features.labels))}))
+        ) as at:
             client = goodfire.Client("any", base_url=at)
             (first, *_) = client.features.search(asked, model="tiny")
             assert (first.index_in_sae, first.label) == (3, "pirate speech")

@@ -219,7 +219,7 @@ def _from_ember_scope(scope: Mapping[str, Any]) -> When:
 def _from_ember_comparison(form: Mapping[str, Any]) -> Comparison:
     right = form["right_hand"]
     if isinstance(right, Mapping):
-        right = tuple(_from_ember_feature(f) for f in right["features"])
+        right = tuple(_from_ember_feature(f) for f in right.get("features", [right]))  # its clients send one bare
     return Comparison(tuple(_from_ember_feature(f) for f in form["left_hand"]["features"]), form["operator"], right)
 
 

@@ -204,7 +204,7 @@ class Steering:
         b["touched"] += touched.sum(-1)
         b["ratio"] += torch.where(touched, share, torch.zeros_like(share)).sum(-1)
         if b["fired"].shape[-1]:
-            b["fired"] |= on[..., self.depth * n :].any(1)
+            b["fired"] |= on[..., self.depth * self.slots :].any(1)
         return out.to(home)
 
     def changes(
