@@ -12,6 +12,7 @@ SHELVES = {
     "errors": 1,
     "disk": 2,
     "records": 2,
+    "ids": 2,
     "where": 2,
     "edits": 2,
     "wire": 2,
@@ -45,10 +46,11 @@ WITHIN_SHELF = {
     ("edits", "records"),
     ("wire", "edits"),
     ("wire", "records"),
+    ("wire", "ids"),
     ("config", "disk"),
     ("cli", "screen"),
 }
-LIGHT = ("errors", "disk", "config", "records", "where", "edits", "wire", "corpus", "cli", "screen")
+LIGHT = ("errors", "disk", "config", "records", "ids", "where", "edits", "wire", "corpus", "cli", "screen")
 LIGHT += ("serve.spec", "serve.store", "serve.limits", "serve.logs")
 FILES = sorted(SOURCE.rglob("*.py"))
 

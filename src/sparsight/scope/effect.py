@@ -22,13 +22,16 @@ from sparsight.scope.layout import Buffers, Shape
 class Effect(NamedTuple):
     """Of a pass. out: [batch, pos, d_in], what flows on, in its own dtype and on its own device. touched: [batch, pos],
     bool; share: [batch, pos], |change| / |residual|, 0 where untouched; happened: [batch, pos, event], bool, the events
-    that hold; edited: [batch, pos, slot], bool, the features that were changed."""
+    that hold; edited: [batch, pos, slot], bool, the features that were changed; before, change: likewise, their
+    activations before any edit, and what was added to them."""
 
     out: Tensor
     touched: Tensor
     share: Tensor
     happened: Tensor
     edited: Tensor
+    before: Tensor
+    change: Tensor
 
 
 def effect(
@@ -68,7 +71,7 @@ def effect(
     touched = (moved != 0).any(-1)
     share = moved.norm(dim=-1) / x.norm(dim=-1).clamp_min(torch.finfo(x.dtype).tiny)
     share = torch.where(touched, share, torch.zeros_like(share))
-    return Effect(out.to(home), touched, share, on[..., depths * n :], edited)
+    return Effect(out.to(home), touched, share, on[..., depths * n :], edited, a, change)
 
 
 def tally(b: Buffers, kinds: Int[Tensor, "batch pos"], done: Effect) -> None:

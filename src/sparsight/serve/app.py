@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from sparsight import __version__
 from sparsight.errors import SparsightError
-from sparsight.serve import health
+from sparsight.serve import ember, health
 from sparsight.serve.catalog import Catalog
 from sparsight.serve.gate import Gate
 from sparsight.serve.logs import tell
@@ -34,6 +34,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     chat.router,
     completions.router,
     variants.router,
+    ember.router,
 )
 
 
