@@ -11,7 +11,10 @@ from sparsight.scope.next_logits import next_logits
 from sparsight.scope.scope import Scope
 
 TEXT = "Once upon a time there was a little dog."
-CHAT = [{"role": "user", "content": "Hello, how are you?"}, {"role": "assistant", "content": "I am fine, said the dog."}]
+CHAT = [
+    {"role": "user", "content": "Hello, how are you?"},
+    {"role": "assistant", "content": "I am fine, said the dog."},
+]
 
 
 @pytest.fixture(scope="module", params=["relu", "jumprelu", "topk", "gated"])
@@ -102,7 +105,9 @@ def test_the_top_raises_and_the_bottom_lowers_and_bos_is_left_out(scope):
     assert all(at.token > 0 for one in top for at in one.tokens)
     assert any(at.token == 0 for one in found.top(200, bos=True) for at in one.tokens)
     assert all(one.value == pytest.approx(sum(at.value for at in one.tokens)) for one in top)
-    assert all(found.codes[at.token].of(one.feature)[0] == pytest.approx(at.activation) for one in top for at in one.tokens)
+    assert all(
+        found.codes[at.token].of(one.feature)[0] == pytest.approx(at.activation) for one in top for at in one.tokens
+    )
     everything = sum(one.value for one in [*found.top(999, bos=True), *found.bottom(999, bos=True)])
     assert everything == pytest.approx(float(found.values.sum()), rel=0.01)
 

@@ -15,7 +15,18 @@ from sparsight.scope.pooled import as_prompts, marked, pooled
 from sparsight.scope.scope import Scope
 from sparsight.scope.separation import auc, deviation
 
-WORDS = ["the dog", "a pirate", "the day", "a time", "the answer", "a question", "the system", "little dog", "user", "so"]
+WORDS = [
+    "the dog",
+    "a pirate",
+    "the day",
+    "a time",
+    "the answer",
+    "a question",
+    "the system",
+    "little dog",
+    "user",
+    "so",
+]
 
 
 def chat(answer, question="Hello, how are you?"):
@@ -45,7 +56,9 @@ def test_what_is_ranked_is_the_moderated_difference_and_its_figures_are_those_of
     found = contrast(scope, ARR, PLAIN, 12, held_out=0.0, alike=1.0)
     unit = scope.sae.scale
     a, b = (
-        torch.stack([r.codes.dense()[[bool(k & Kind.ASSISTANT) for k in r.kinds]].mean(0) / unit for r in scope.read(side)])
+        torch.stack(
+            [r.codes.dense()[[bool(k & Kind.ASSISTANT) for k in r.kinds]].mean(0) / unit for r in scope.read(side)]
+        )
         for side in (ARR, PLAIN)
     )
     fire = ((a > 0) | (b > 0)).any(0)
