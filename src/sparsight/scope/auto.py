@@ -20,7 +20,7 @@ import torch
 
 from sparsight.edits import Controller, Feature
 from sparsight.errors import BadInput, NoChatTemplate
-from sparsight.records import Progress, finite
+from sparsight.records import Progress, finite, is_whole
 from sparsight.scope.candidates import candidates
 from sparsight.scope.contrast import contrast
 from sparsight.scope.contrastive import QUESTIONS, Contrastive, Writer, chat, contrastive, draws, wish_of
@@ -29,7 +29,6 @@ from sparsight.scope.trial import Gauge, Setting, Trial, controller, surprise, t
 
 PAIRS = 8  # chats a side
 GAUGE = 12  # features of the gauge
-MOST_TRIED = 16  # candidates
 STRENGTHS = {"template": (1.0, 2.0, 3.0), "reply": (0.4, 0.8), "all": (0.4, 0.8)}  # of the screen
 PARTS = (0.5, 0.75, 1.0)  # of the strengths that features have alone, in a sum
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the sweep
@@ -45,7 +44,7 @@ LEAST = 0.1  # effect, below which nothing was found
 class Point:
     """One strength, as a factor of the chosen edits' own. effect: 0 as where nobody asked, 1 as where the model was
     asked in words; perplexity: of the replies under the unedited model, as a ratio to its own; repetition: share of
-    runs of three tokens that a reply has had before. coherent: whether all that is within bounds. texts: the replies."""
+    runs of three tokens that a reply has had before. coherent: all that is within bounds. texts: the replies."""
 
     strength: float
     effect: float
@@ -80,6 +79,7 @@ def auto_edits(
     writer: Writer | str | None = None,
     places: Sequence[str] = ("template", "reply"),
     most_perplexity: float = 2.0,
+    most_tried: int = 16,
     seed: int = 0,
     tell: Callable[[Progress], None] | None = None,
 ) -> AutoEdits:
@@ -87,12 +87,14 @@ def auto_edits(
 
     chats: contrastive chats of one's own; else those of contrastive(scope, text, writer). places: where candidates are
     tried: "template" (before the reply begins), "reply" (what is written), "all" (every token of a message).
-    most_perplexity: a bound of coherence. The same seed gives the same edits. Raises BadInput; NoChatTemplate for a
+    most_perplexity: a bound of coherence. most_tried: candidates that are screened; that is most of the work. The same seed gives the same edits. Raises BadInput; NoChatTemplate for a
     base model; NoAnswer for a writer that fails.
     """
     text = wish_of(text)
     if not places or any(place not in STRENGTHS for place in places):
         raise BadInput(f"places are some of: {', '.join(STRENGTHS)}; not {places!r}.")
+    if not is_whole(most_tried) or most_tried < 1:
+        raise BadInput(f"most_tried is a whole number from 1 up, not {most_tried!r}.")
     if finite(most_perplexity, "most_perplexity") < 1:
         raise BadInput(f"most_perplexity is a ratio to unsteered replies, from 1 up, not {most_perplexity!r}.")
     if not (scope.lm.has_tokenizer and scope.lm.tokenizer.chat_template):
@@ -107,7 +109,7 @@ def auto_edits(
         )
     gauge = Gauge.of(told.with_)
     wished = float(gauge.shares(scope, chats.with_).mean())
-    tried = candidates(scope, text, QUESTIONS[:PAIRS], told, MOST_TRIED)
+    tried = candidates(scope, text, QUESTIONS[:PAIRS], told, most_tried)
     return run.chosen(gauge, wished, tried, places, chats.made_by)
 
 
@@ -161,7 +163,7 @@ class _Run:
         return list(of.values())[:BEST]
 
     def base(self, gauge: Gauge, wished: float, questions: list[str], sampling: list) -> tuple[Gauge, float, Trial]:
-        """The gauge with its zero at unsteered replies to these questions, nats of a token of those, and their figures."""
+        """(the gauge, its zero at unsteered replies to these questions; nats of a token of those; their figures)."""
         replies = self.scope.chat([chat(q) for q in questions], sampling=sampling)
         prompts = [self.scope.lm.prompt(chat(q)) for q in questions]
         nats = float(torch.cat(surprise(self.scope, prompts, replies)).mean())

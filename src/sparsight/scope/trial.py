@@ -1,4 +1,4 @@
-"""What edits do to replies, told without a judge: how far they go towards what is wished, and whether they hold together.
+"""What edits do to replies, told without a judge: how far those go towards a wish, and whether they hold together.
 
 effect       the unedited model reads the reply back; of features that tell wished chats from others, how far from the
              others' mean (0) to the wished ones' (1) each has come, no further than either, averaged
