@@ -87,8 +87,8 @@ def auto_edits(
 
     chats: contrastive chats of one's own; else those of contrastive(scope, text, writer). places: where candidates are
     tried: "template" (before the reply begins), "reply" (what is written), "all" (every token of a message).
-    most_perplexity: a bound of coherence. most_tried: candidates that are screened; that is most of the work. The same seed gives the same edits. Raises BadInput; NoChatTemplate for a
-    base model; NoAnswer for a writer that fails.
+    most_perplexity: a bound of coherence. most_tried: candidates that are screened, which is most of the work. The same
+    seed gives the same edits. Raises BadInput; NoChatTemplate for a base model; NoAnswer for a writer that fails.
     """
     text = wish_of(text)
     if not places or any(place not in STRENGTHS for place in places):
