@@ -362,9 +362,11 @@ def test_errors_are_the_clients_named_exceptions(served):
             at, "/features/lookup", {"indices": [1], "model": MODEL}, headers={"authorization": f"Bearer {key}"}
         )
         assert (again.status_code, int(again.headers["retry-after"]) > 0) == (429, True)
-    with listening(create_app(Catalog({MODEL: Threads(served)}))) as at:
-        with pytest.raises(raised.NotFoundException):
-            goodfire.Client("any", base_url=f"{at}/elsewhere").features.lookup([1], model=MODEL)
+
+
+def test_a_path_that_is_not_there_is_not_found(url):
+    with pytest.raises(raised.NotFoundException):
+        goodfire.Client("any", base_url=f"{url}/elsewhere").features.lookup([1], model=MODEL)
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
