@@ -69,8 +69,8 @@ def _pair(scope, found, edit):
     prompt = before(found.prompt, found.end)
     out = []
     for wish in (None, edit):
-        logits = {l.id: l for l in next_logits(scope, prompt, VOCABULARY, edits=wish)}
-        mean = sum(l.logit for l in logits.values()) / len(logits)
+        logits = {one.id: one for one in next_logits(scope, prompt, VOCABULARY, edits=wish)}
+        mean = sum(one.logit for one in logits.values()) / len(logits)
         target = logits[found.prompt.ids[found.start]]
         out.append(target.logit - mean)
     return out

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from sparsight import __version__
+from sparsight.cli.contrast import attribute, contrast
 from sparsight.cli.exchange import export, import_
 from sparsight.cli.features import features
 from sparsight.cli.label import label
@@ -37,7 +38,7 @@ def cli(ctx: click.Context) -> None:
 
 for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, convert):
     cli.add_command(verb)
-for verb in (survey, label, features, export, import_):
+for verb in (contrast, attribute, survey, label, features, export, import_):
     cli.add_command(verb)
 cli.add_command(train_plot, "train plot")
 

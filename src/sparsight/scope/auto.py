@@ -1,52 +1,72 @@
-"""From a wish in plain English to edits, or to a condition: by what features do, not by what they are called."""
+"""From a wish in plain English to edits: features are chosen by what they do to replies, and turned up only as far as
+the replies hold together.
+
+1. Chats: the model answers questions, told of the wish in words and not told (scope/contrastive.py). Features that tell
+   the two kinds of answers are the gauge of the effect (scope/trial.py).
+2. Screen: candidates (scope/candidates.py), one at a time, at a few strengths and places, on a few questions.
+3. Join: sums of two and of three of the best.
+4. Sweep: the best sum at rising strengths, on questions that nothing was chosen on. The strength that is taken is the
+   weakest that has nearly the most effect, before any at which perplexity or repetition is out of bounds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
 
-from sparsight.edits import Condition, Controller, Feature
-from sparsight.scope.contrastive import Contrastive, Writer
+import torch
+
+from sparsight.edits import Controller, Feature
+from sparsight.errors import BadInput, NoChatTemplate
+from sparsight.records import Progress, finite, is_whole
+from sparsight.scope.candidates import candidates
+from sparsight.scope.contrast import contrast
+from sparsight.scope.contrastive import QUESTIONS, Contrastive, Writer, chat, contrastive, draws, wish_of
 from sparsight.scope.scope import Scope
+from sparsight.scope.trial import Gauge, Setting, Trial, controller, surprise, trials
+
+PAIRS = 8  # chats a side
+GAUGE = 12  # features of the gauge
+STRENGTHS = {"template": (1.0, 2.0, 3.0), "reply": (0.4, 0.8), "all": (0.4, 0.8)}  # of the screen
+PARTS = (0.5, 0.75, 1.0)  # of the strengths that features have alone, in a sum
+FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the sweep
+SCREEN, JOIN, SWEEP = (3, 20), (4, 32), (8, 40)  # questions, and tokens of a reply
+BEST = 3  # features that are joined
+NEARLY = 0.95  # of the most effect
+AGAIN = 0.1  # of repetition beyond what unsteered replies have
+EMPTY = 0.15  # of replies
+LEAST = 0.1  # effect, below which nothing was found
 
 
 @dataclass(frozen=True)
 class Point:
-    """One strength. effect: 0 as where nobody asked, 1 as where the model was asked in words; perplexity: ratio to
-    unsteered replies, under the unedited model; repetition: share of repeated runs of three tokens; coherent: whether
-    both are within bounds."""
+    """One strength, as a factor of the chosen edits' own. effect: 0 as where nobody asked, 1 as where the model was
+    asked in words; perplexity: of the replies under the unedited model, as a ratio to its own; repetition: share of
+    runs of three tokens that a reply has had before. coherent: all that is within bounds. texts: the replies."""
 
     strength: float
     effect: float
     perplexity: float
     repetition: float
     coherent: bool
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class AutoEdits:
-    """controller: empty where nothing worked (note says why). edits: (feature, strength in feature units) pairs. curve:
-    the sweep. asked: what asking in words does, measured alike. tried: features that were screened, best first."""
+    """controller: the edits; empty where nothing worked (note says why). edits: the same as (feature, strength, place);
+    strengths in feature units, raw where the SAE has none. curve: the sweep; chosen: the point of it that the edits
+    are at. asked: the same figures where the model is asked in words. tried: features that were screened. made_by: who
+    wrote the chats that the effect is gauged by."""
 
     controller: Controller
-    edits: tuple[tuple[Feature, float], ...]
+    edits: tuple[tuple[Feature, float, str], ...]
     curve: tuple[Point, ...]
+    chosen: Point | None
     asked: Point
     tried: tuple[int, ...]
-    made_by: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class AutoCondition:
-    """condition: holds at tokens of chats of the wished sort. features: (feature, threshold) pairs, any of which. train,
-    held_out: balanced accuracy of "holds anywhere in the chat", on chats it was made from and on others."""
-
-    condition: Condition
-    features: tuple[tuple[Feature, float], ...]
-    train: float
-    held_out: float | None
     made_by: str
     note: str = ""
 
@@ -57,22 +77,147 @@ def auto_edits(
     *,
     chats: Contrastive | None = None,
     writer: Writer | str | None = None,
-    most_perplexity: float = 2.5,
+    places: Sequence[str] = ("template", "reply"),
+    most_perplexity: float = 2.0,
+    most_tried: int = 16,
     seed: int = 0,
-    tell: Callable[[Any], None] | None = None,
+    tell: Callable[[Progress], None] | None = None,
 ) -> AutoEdits:
-    """Edits that make the model do what the text wishes."""
-    raise NotImplementedError
+    """Edits that make the model do as a text wishes: "talk like a pirate".
+
+    chats: contrastive chats of one's own; else those of contrastive(scope, text, writer). places: where candidates are
+    tried: "template" (before the reply begins), "reply" (what is written), "all" (every token of a message).
+    most_perplexity: a bound of coherence. most_tried: candidates that are screened, which is most of the work. The same
+    seed gives the same edits. Raises BadInput; NoChatTemplate for a base model; NoAnswer for a writer that fails.
+    """
+    text = wish_of(text)
+    if not places or any(place not in STRENGTHS for place in places):
+        raise BadInput(f"places are some of: {', '.join(STRENGTHS)}; not {places!r}.")
+    if not is_whole(most_tried) or most_tried < 1:
+        raise BadInput(f"most_tried is a whole number from 1 up, not {most_tried!r}.")
+    if finite(most_perplexity, "most_perplexity") < 1:
+        raise BadInput(f"most_perplexity is a ratio to unsteered replies, from 1 up, not {most_perplexity!r}.")
+    if not (scope.lm.has_tokenizer and scope.lm.tokenizer.chat_template):
+        raise NoChatTemplate("Automatic edits are tried on chats, and this model's tokenizer has no chat template.")
+    run = _Run(scope, text, most_perplexity, seed, tell, time.monotonic())
+    run.say("chats")
+    chats = chats or contrastive(scope, text, writer, PAIRS, seed=seed)
+    told = contrast(scope, chats.with_, chats.without, GAUGE, 0, held_out=0.0, pool="mean")
+    if not told.with_:
+        raise BadInput(
+            f"Chats with and without {text!r} do not differ in any feature: say it otherwise, or give chats."
+        )
+    gauge = Gauge.of(told.with_)
+    wished = float(gauge.shares(scope, chats.with_).mean())
+    tried = candidates(scope, text, QUESTIONS[:PAIRS], told, most_tried)
+    return run.chosen(gauge, wished, tried, places, chats.made_by)
 
 
-def auto_condition(
-    scope: Scope,
-    text: str,
-    *,
-    chats: Contrastive | None = None,
-    writer: Writer | str | None = None,
-    most_features: int = 3,
-    seed: int = 0,
-) -> AutoCondition:
-    """A condition that tells chats of the wished sort."""
-    raise NotImplementedError
+@dataclass
+class _Run:
+    """One wish. The questions of screening and joining are those of the chats; those of the sweep are not."""
+
+    scope: Scope
+    text: str
+    most_perplexity: float
+    seed: int
+    tell: Callable[[Progress], None] | None
+    began: float
+    done: int = 0
+
+    def say(self, stage: str) -> None:
+        """Tell what begins."""
+        if self.tell:
+            facts = {"now": stage}
+            self.tell(Progress("auto", self.done, 4, "stages", time.monotonic() - self.began, facts))
+        self.done += 1
+
+    def chosen(self, gauge: Gauge, wished: float, tried: list[int], places: Sequence[str], made_by: str) -> AutoEdits:
+        self.say("screen")
+        alone = [((f, s, place),) for f in tried for place in places for s in STRENGTHS[place]]
+        ones = self.best(gauge, wished, alone, SCREEN, 1)
+        self.say("join")
+        sums = [joined(some, part) for n in (2, 3) for some in combinations(ones, n) for part in PARTS]
+        best = self.best(gauge, wished, [*ones, *sums], JOIN, 2)[:1]
+        self.say("sweep")
+        return self.swept(gauge, wished, best[0] if best else (), tried, made_by)
+
+    def asked_at(self, size: tuple[int, int], stage: int) -> tuple[list[str], list]:
+        """Questions and samplings of a stage."""
+        number, tokens = size
+        start = PAIRS if stage == 3 else 0
+        return list(QUESTIONS[start : start + number]), draws(number, tokens, 100 * self.seed + stage)
+
+    def best(
+        self, gauge: Gauge, wished: float, settings: Sequence[Setting], size: tuple[int, int], stage: int
+    ) -> list[Setting]:
+        """The best settings that are within bounds and do something, one of each set of features."""
+        questions, sampling = self.asked_at(size, stage)
+        gauge, nats, plain = self.base(gauge, wished, questions, sampling)
+        found = trials(self.scope, gauge, settings, questions, sampling, nats)
+        ranked = sorted((t for t in found if self.coherent(t, plain)), key=self.merit, reverse=True)
+        of: dict[tuple[int, ...], Setting] = {}
+        for trial in ranked:
+            if self.merit(trial) > 0:
+                of.setdefault(tuple(feature for feature, _, _ in trial.setting), trial.setting)
+        return list(of.values())[:BEST]
+
+    def base(self, gauge: Gauge, wished: float, questions: list[str], sampling: list) -> tuple[Gauge, float, Trial]:
+        """(the gauge, its zero at unsteered replies to these questions; nats of a token of those; their figures)."""
+        replies = self.scope.chat([chat(q) for q in questions], sampling=sampling)
+        prompts = [self.scope.lm.prompt(chat(q)) for q in questions]
+        nats = float(torch.cat(surprise(self.scope, prompts, replies)).mean())
+        (plain,) = trials(self.scope, gauge, [()], questions, sampling, nats)
+        return gauge.between(plain.effect, wished), nats, plain
+
+    def merit(self, trial: Trial) -> float:
+        """How far it goes, less a tenth for each whole time that perplexity grew beyond one and a half."""
+        return min(trial.effect, 1.0) - 0.1 * max(trial.perplexity - 1.5, 0.0)
+
+    def coherent(self, trial: Trial, plain: Trial) -> bool:
+        fluent = trial.perplexity <= self.most_perplexity and trial.empty <= EMPTY
+        return fluent and trial.repetition <= plain.repetition + AGAIN
+
+    def swept(self, gauge: Gauge, wished: float, setting: Setting, tried: list[int], made_by: str) -> AutoEdits:
+        """The sweep, and what comes of it."""
+        questions, sampling = self.asked_at(SWEEP, 3)
+        gauge, nats, plain = self.base(gauge, wished, questions, sampling)
+        (told,) = trials(self.scope, gauge, [()], questions, sampling, nats, instruction=self.text)
+        asked = self.point(told, plain, 0.0)
+        if not setting:
+            note = "No candidate had an effect on replies that held together."
+            return AutoEdits(Controller(), (), (), None, asked, tuple(tried), made_by, note)
+        scaled = [joined((setting,), factor) for factor in FACTORS]
+        found = trials(self.scope, gauge, scaled, questions, sampling, nats)
+        curve = tuple(self.point(trial, plain, factor) for trial, factor in zip(found, FACTORS, strict=True))
+        taken = turning_point(curve)
+        if taken is None:
+            note = "No strength had an effect before replies fell apart."
+            return AutoEdits(Controller(), (), curve, None, asked, tuple(tried), made_by, note)
+        final = scaled[curve.index(taken)]
+        wish = controller(self.scope, final).called(self.text)
+        edits = tuple((self.scope.features[f], s, place) for f, s, place in final)
+        note = "" if asked.effect > LEAST else "Asked in words, the model does not do it either, as far as can be told."
+        return AutoEdits(wish, edits, curve, taken, asked, tuple(tried), made_by, note)
+
+    def point(self, trial: Trial, plain: Trial, strength: float) -> Point:
+        whole = self.coherent(trial, plain)
+        return Point(strength, trial.effect, trial.perplexity, trial.repetition, whole, trial.texts)
+
+
+def joined(settings: Sequence[Setting], part: float) -> Setting:
+    """All of them together, each at a part of its strength."""
+    return tuple((feature, round(strength * part, 4), place) for one in settings for feature, strength, place in one)
+
+
+def turning_point(curve: Sequence[Point]) -> Point | None:
+    """The weakest of nearly the most effect, of those before the first that is not coherent."""
+    whole = []
+    for point in curve:
+        if not point.coherent:
+            break
+        whole.append(point)
+    most = max((min(point.effect, 1.0) for point in whole), default=0.0)
+    if most < LEAST:
+        return None
+    return next(point for point in whole if min(point.effect, 1.0) >= NEARLY * most)

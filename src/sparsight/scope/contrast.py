@@ -22,9 +22,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparsight.errors import BadInput, Missing
+from sparsight.lm.batch import Prompt
 from sparsight.records import is_whole
 from sparsight.sae.sae import SparseAutoEncoder
-from sparsight.scope.pooled import Pooled, as_prompts, marked, pooled
+from sparsight.scope.pooled import Mark, Pooled, as_prompts, marked, pooled
 from sparsight.scope.scope import Scope
 from sparsight.scope.separation import auc, deviation, log_odds, p_values, q_values
 
@@ -106,12 +107,27 @@ def contrast(
     if paired and len(prompts[0]) != len(prompts[1]):
         raise BadInput(f"Paired chats are as many on either side; there are {len(prompts[0])} and {len(prompts[1])}.")
     mark, tokens = marked([*prompts[0], *prompts[1]], where)
+    return between(scope, prompts, mark, tokens, ks, pool, paired, held_out, alike)
+
+
+def between(
+    scope: Scope,
+    prompts: Sequence[Sequence[Prompt]],
+    mark: Mark,
+    tokens: str,
+    ks: Sequence[int],
+    pool: str = "mean",
+    paired: bool = False,
+    held_out: float = 0.0,
+    alike: float = 0.9,
+) -> Contrast:
+    """The same of two sets of prompts, at tokens of one's own choosing. ks: how many features of either side."""
     share = held_out if min(map(len, prompts)) >= LEAST else 0.0
-    out = tuple(kept_out(len(side), share) for side in prompts)
-    sides = tuple(pooled(scope, side, mark) for side in prompts)
+    out = [kept_out(len(side), share) for side in prompts]
+    sides = [pooled(scope, side, mark) for side in prompts]
     table = _Table.of(scope.sae, sides, [~one for one in out], pool, paired)
     places = [table.best(scope.sae, k, sign, alike) for k, sign in zip(ks, (1, -1), strict=True)]
-    rest = _held_out_auc(scope.sae, sides, out, table.feature[torch.cat(places).sort().values], pool, paired)
+    rest = _held_out_auc(scope.sae, sides, out, table.feature[torch.cat(places)], pool, paired)
     told = [
         tuple(table.told(int(place), sign, scope.features.labels, rest) for place in chosen)
         for chosen, sign in zip(places, (1, -1), strict=True)
