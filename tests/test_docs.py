@@ -1,5 +1,6 @@
 """Whatever is written about the code is executed: Python blocks of the README and the docs run, in order."""
 
+import asyncio
 import contextlib
 import io
 import re
@@ -15,6 +16,7 @@ from sparsight.train.spec import TrainSpec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SERVED, ADDRESS = ("ember.md",), "http://127.0.0.1:8000"  # pages that talk to a server of the demo, and where
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -22,10 +24,32 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 def test_every_python_block_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in BLOCK.finditer(page.read_text()):
-        line = page.read_text()[: block.start()].count("\n") + 2
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile("\n" * (line - 1) + block.group(1), str(page), "exec"), names)
+    with demo_server() if page.name in SERVED else contextlib.nullcontext(ADDRESS) as url:
+        for block in BLOCK.finditer(page.read_text()):
+            line = page.read_text()[: block.start()].count("\n") + 2
+            code = block.group(1).replace(ADDRESS, url)
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+
+
+@contextlib.contextmanager
+def demo_server():
+    """A server of the demo, at an address of its own."""
+    from engines import Threads
+    from live import listening
+
+    import sparsight
+    from sparsight.serve.app import create_app
+    from sparsight.serve.catalog import Catalog
+
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)  # there are clients that take the thread's, and make none
+    try:
+        with listening(create_app(Catalog({"demo": Threads(sparsight.load("demo"))}))) as url:
+            yield url
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 def test_every_verb_and_option_is_documented():

@@ -11,7 +11,6 @@ import goodfire
 import httpx
 import numpy as np
 import pytest
-import torch
 from engines import Threads
 from goodfire.api import exceptions as raised
 from goodfire.controller.controller import Controller as TheirController
@@ -22,9 +21,11 @@ from goodfire.variants.variants import Variant
 from live import listening
 from small_atlas import TEXTS, Concepts, small_atlas
 
-from sparsight.edits import Controller, Feature, When
+from sparsight.edits import Comparison, Controller, Feature, When
 from sparsight.ids import feature_uuid
 from sparsight.lm.text import TextStream, vocabulary
+from sparsight.scope.attribution import attribute
+from sparsight.scope.contrast import contrast
 from sparsight.scope.nearest import nearest
 from sparsight.scope.scope import Scope
 from sparsight.serve import known
@@ -128,7 +129,7 @@ def test_a_search_tells_relevance_strengths_and_pages(url, served):
 def test_features_are_ranked_anew_by_what_their_labels_mean(client, both, loop, served):
     group = FeatureGroup([theirs(i, served) for i in (9, 5, 3, 100)])
     ranked = client.features.rerank(group, "an old boat", model=MODEL, top_k=2)
-    assert [one.index_in_sae for one in ranked][0] == 5
+    assert next(iter(ranked)).index_in_sae == 5
     assert len(ranked) == 2
     near = loop.run_until_complete(both.features.semantic_similarity(group, "an old boat", MODEL))
     assert len(near) == 4
@@ -190,14 +191,10 @@ def test_activations_are_the_raw_ones_that_the_scope_reads(client, served):
 )
 def test_what_is_read_is_summed_up_as_asked(client, served, how, sums):
     context = client.features.inspect(CHAT, model=MODEL, aggregate_by=how)
-    top = context.top(k=128)
-    counted = {
-        index: [v for v in served.read(CHAT)[index] if v > 0.1]  # what the client counts
-        for index in [act.feature.index_in_sae for act in top]
-    }
+    top, reading = context.top(k=128), served.read(CHAT)
     assert len(top) > 20
     for act in top:
-        values = counted[act.feature.index_in_sae]
+        values = [v for v in reading[act.feature.index_in_sae] if v > 0.1]  # what the client counts
         assert act.activation == pytest.approx(sums(values) if values else 0, rel=1e-5)
 
 
@@ -227,15 +224,31 @@ def test_tokens_are_those_of_the_templated_conversation(both, loop, lm):
     assert len(tokens) == len(lm.prompt(words, add_generation_prompt=False))
 
 
-def test_contrast_tells_what_each_set_has(client, served):
+def test_contrast_tells_what_each_set_has(client, served, url):
     calm = [[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "I am fine."}]] * 2
     pirate = [[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "said the pirate dog"}]] * 2
     first, second = client.features.contrast(calm, pirate, model=MODEL, top_k=4)
-    means = [np.mean([served.read(c).codes.dense()[-8:].numpy() for c in side], (0, 1)) for side in (calm, pirate)]
-    assert 0 < len(first) <= 4
-    assert 0 < len(second) <= 4
-    assert {one.index_in_sae for one in first}.isdisjoint(one.index_in_sae for one in second)
-    assert means[0].shape == (128,)
+    ours = contrast(served, pirate, calm, 4)
+    assert [one.index_in_sae for one in first] == [one.feature for one in ours.without]
+    assert [one.index_in_sae for one in second] == [one.feature for one in ours.with_]
+    body = {"dataset_1": calm, "dataset_2": pirate, "model": "tiny", "k_to_add": 3, "k_to_remove": 2}
+    told = post(url, "/chat-attribution/contrast", body).json()
+    assert [len(told["dataset_1_features"]), len(told["dataset_2_features"])] == [2, 3]
+
+
+def test_attribution_tells_which_features_raised_a_logit(client, served):
+    chat = [*CHAT, {"role": "assistant", "content": "I am fine, said the pirate."}]
+    length = len(served.read(chat))
+    told = client.features.attribute(chat, index=length - 4, model=MODEL)
+    ours = attribute(served, chat, length - 4).top(64)
+    assert told.num_input_tokens == length
+    assert [one.feature.index_in_sae for one in told.features] == [one.feature for one in ours]
+    assert [one.value for one in told.features] == pytest.approx([one.value for one in ours])
+    assert [at.index for at in told.features[0].token_activations] == [at.token for at in ours[0].tokens]
+    with pytest.raises(raised.RequestFailedException, match="this prompt has tokens 0 to"):
+        client.features.attribute(chat, index=length, model=MODEL)
+    with pytest.raises(raised.RequestFailedException, match="the first follows nothing"):
+        client.features.attribute(chat, index=0, model=MODEL)
 
 
 def test_logits_are_those_of_the_next_token(client, lm):
@@ -349,9 +362,11 @@ def test_errors_are_the_clients_named_exceptions(served):
             at, "/features/lookup", {"indices": [1], "model": MODEL}, headers={"authorization": f"Bearer {key}"}
         )
         assert (again.status_code, int(again.headers["retry-after"]) > 0) == (429, True)
-    with listening(create_app(Catalog({MODEL: Threads(served)}))) as at:
-        with pytest.raises(raised.NotFoundException):
-            goodfire.Client("any", base_url=f"{at}/elsewhere").features.lookup([1], model=MODEL)
+
+
+def test_a_path_that_is_not_there_is_not_found(url):
+    with pytest.raises(raised.NotFoundException):
+        goodfire.Client("any", base_url=f"{url}/elsewhere").features.lookup([1], model=MODEL)
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -450,8 +465,6 @@ def test_scopes_nest_and_features_are_compared_with_features(client, served):
         by_hand[theirs(5, served)] += 2.0
         with by_hand.when(c >= a):
             by_hand[theirs(9, served)] = 2.0
-    from sparsight.edits import Comparison
-
     inner = When(Comparison((f[11],), ">=", (f[3],)), Controller((f[9].pin(2.0),)))
     outer = When(Comparison((f[3], f[7]), ">", 0.2), Controller((f[5].nudge(2.0),), (inner,)))
     answer = client.chat.completions.create([SYSTEM, *CHAT], model=Steered(by_hand), **GREEDY)
@@ -482,11 +495,14 @@ def test_an_abort_ends_the_answer_and_frees_its_row(client, served, engine, stre
     variant.abort_when(theirs(feature, served) > threshold)
     asked = {"model": variant, "temperature": 0.0, "max_completion_tokens": 200 if streaming else 12}
     seen = []
-    with pytest.raises(InferenceAbortedException, match="conditional check"):
+
+    def write():
         written = client.chat.completions.create(messages, stream=streaming, **asked)
-        seen += written if not streaming else []
-        for chunk in written:
-            seen.append(chunk)
+        for chunk in written if streaming else ():
+            seen.append(chunk)  # kept when the next one ends it
+
+    with pytest.raises(InferenceAbortedException, match="conditional check"):
+        write()
     if streaming:
         assert len(seen) in (index, index + 1)
     until = time.monotonic() + 10
@@ -556,7 +572,7 @@ class Scripted(Threads):
     [
         "مرحبا بك، كيف حالك اليوم؟ " * 8,
         "👩‍👩‍👧‍👦🏴‍☠️🙂🇩🇪 " * 16,
-        "data: {\"a\": 1}\n\ndata: [DONE]\n\n",
+        'data: {"a": 1}\n\ndata: [DONE]\n\n',
         "日本語 ไทย עברית 😀\u2028\u0000end",
     ],
     ids=["arabic", "emoji", "events in the text", "scripts"],
@@ -606,4 +622,3 @@ def test_without_an_atlas_labels_alone_are_searched(scope, monkeypatch):
             assert (first.index_in_sae, first.label) == (3, "pirate speech")
             ranked = client.features.rerank(FeatureGroup([theirs(i, scope) for i in (7, 3, 50)]), asked, model="tiny")
             assert [one.index_in_sae for one in ranked] == [3, 7, 50]
-    assert torch.equal(scope.sae.scale, scope.sae.scale)
