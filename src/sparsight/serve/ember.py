@@ -19,7 +19,8 @@ from sparsight.errors import BadInput
 from sparsight.lm.batch import Prompt
 from sparsight.lm.text import pieces
 from sparsight.scope.attribution import Attribution, attribute
-from sparsight.scope.auto import auto_condition, auto_edits
+from sparsight.scope.auto import auto_edits
+from sparsight.scope.auto_condition import auto_condition
 from sparsight.scope.contrast import contrast
 from sparsight.scope.contrastive import contrastive
 from sparsight.scope.edited import edited_logits, read_edited
