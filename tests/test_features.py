@@ -16,7 +16,7 @@ from sparsight.atlas.atlas import Atlas
 from sparsight.atlas.draft import write_atlas
 from sparsight.atlas.entries import Document, Example, Label, Score, Statistics
 from sparsight.cli import cli, feature_page, main
-from sparsight.cli.feature_data import Text, feature_json
+from sparsight.scope.feature_data import Text, feature_json
 from sparsight.errors import BadFile
 from sparsight.lm.spelling import load_tokenizer, spellings
 from sparsight.lm.text import vocabulary

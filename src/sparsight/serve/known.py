@@ -57,6 +57,13 @@ class Known:
             out.append({"id": self.ids[index], "label": label, "index_in_sae": index, "max_activation_strength": peak})
         return out
 
+    def labels(self, features: Sequence[int]) -> dict[int, str]:
+        """{index: label} of those that somebody has named."""
+        held = self.scope.features
+        found = {} if held.atlas is None else {one.feature: one.text for one in briefs(held.atlas, features)}
+        texts = ((index, found.get(index) or held.labels.get(index)) for index in features)
+        return {index: text for index, text in texts if text}
+
     def named(self, features: Sequence[int]) -> list[dict[str, Any]]:
         """{"id", "label", "index_in_sae"} of each. Raises NoFeature."""
         return [{name: one[name] for name in ("id", "label", "index_in_sae")} for one in self.told(features)]
