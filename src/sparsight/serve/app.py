@@ -46,7 +46,11 @@ def create_app(catalog: Catalog, settings: ServeSpec | None = None, store: Store
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await start(service)
+        try:
+            await start(service)
+        except Exception as error:
+            service.failure = error
+            raise
         try:
             yield
         finally:

@@ -33,13 +33,14 @@ class Served:
 
 @dataclass
 class Service:
-    """ready: engines have started; draining: nothing new is taken in."""
+    """ready: engines have started; failure: why one did not; draining: nothing new is taken in."""
 
     catalog: Catalog
     settings: ServeSpec
     store: Store
     limits: Limits = field(default_factory=Limits)
     ready: bool = False
+    failure: Exception | None = None
     draining: bool = False
 
     def __post_init__(self) -> None:

@@ -102,6 +102,12 @@ class Store:
         with self._turn:
             self._db.close()
 
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """All of it or nothing. Raises BadFile where the disk refuses."""
