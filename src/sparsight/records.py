@@ -65,9 +65,9 @@ class Sampling:
     max_new_tokens: at most so many. temperature: 0 takes the likeliest token. top_k: 0 keeps all. top_p: smallest
     set with this probability. min_p: at least this share of the likeliest token's probability. seed: the same seed
     gives the same text, whatever else is in the batch. stop: strings that end the text and are not part of it.
-    stop_tokens: token ids that end it, besides the model's own. logit_bias: (token id, number) pairs, added to the
-    logits before all else. presence_penalty, frequency_penalty: taken from the logit of a token that the model has
-    written already: once, and as often as it was written (OpenAI's).
+    stop_tokens: token ids that end it, besides the model's own. logit_bias: (token id, number from -100 to 100) pairs,
+    or a mapping, added to the logits before all else. presence_penalty, frequency_penalty: taken from the logit of a
+    token that the model has written already: once, and as often as it was written (OpenAI's).
     """
 
     max_new_tokens: int = 128
@@ -85,6 +85,7 @@ class Sampling:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _several(self.stop, str, "stop", "strings"))
         object.__setattr__(self, "stop_tokens", _several(self.stop_tokens, int, "stop_tokens", "token ids"))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         for name in ("max_new_tokens", "top_k", "seed"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
                 raise BadInput(f"{name} must be a whole number, not {getattr(self, name)!r}.")
@@ -120,6 +121,25 @@ def _several(given: Any, kind: type, name: str, what: str) -> tuple[Any, ...]:
     if not isinstance(each, (list, tuple, set, frozenset)) or not all(isinstance(one, kind) for one in each):
         raise BadInput(f"{name} takes {what}, not {given!r}.")
     return tuple(each)
+
+
+def _biases(given: Any) -> tuple[tuple[int, float], ...]:
+    """Biases by token id, in the order of the ids; one of zero says nothing and is left out."""
+    pairs = list(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, (list, tuple)) or not all(
+        isinstance(one, (list, tuple)) and len(one) == 2 for one in pairs
+    ):
+        raise BadInput(f"logit_bias maps token ids to numbers, not {str(given)[:60]!r}.")
+    biases: dict[int, float] = {}
+    for token, bias in pairs:
+        if not is_whole(token) or token < 0:
+            raise BadInput(f"logit_bias is for token ids, whole numbers from 0 up, not {str(token)[:40]!r}.")
+        if not -100 <= finite(bias, "A logit bias") <= 100:
+            raise BadInput(f"A logit bias is a number from -100 to 100, not {bias!r}.")
+        if int(token) in biases:
+            raise BadInput(f"logit_bias names token {token} twice.")
+        biases[int(token)] = float(bias)
+    return tuple((token, bias) for token, bias in sorted(biases.items()) if bias)
 
 
 @dataclass(frozen=True)

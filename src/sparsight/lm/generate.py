@@ -122,9 +122,9 @@ def stream(
     rows = lm.prompts(prompts)
     asked = sampling_of(sampling, options, len(rows))
     check_room(lm, rows)
-    if not lm.has_tokenizer and any(wish.stop for wish in asked):
-        raise BadInput("Stop strings need a tokenizer: give the model its own, or use stop_tokens.")
-    writers = [_Row(lm, i, prompt, wish) for i, (prompt, wish) in enumerate(zip(rows, asked, strict=True))]
+    for wish in asked:
+        check_sampling(lm, wish)
+    writers = [Writer(lm, i, prompt, wish) for i, (prompt, wish) in enumerate(zip(rows, asked, strict=True))]
     acting = {point: i for point, i in (interventions or {}).items() if i is not None}
     for point in {*acting, *read_at}:
         find(lm.model, point)
@@ -132,7 +132,7 @@ def stream(
     return _written(passes, lm.batch(rows), writers, Sampler(asked, lm.device), compiled)
 
 
-def _written(passes: _Passes, batch: Batch, writers: list[_Row], sampler: Sampler, compiled: bool) -> Iterator[Piece]:
+def _written(passes: _Passes, batch: Batch, writers: list[Writer], sampler: Sampler, compiled: bool) -> Iterator[Piece]:
     """The loop itself."""
     logits, _ = passes(batch)
     with ExitStack() as held:  # the compiled step, where there is one, is this generation's until it ends
@@ -197,8 +197,13 @@ class _Passes:
 
     def _entropy(self, batch: Batch) -> Tensor:
         logits, self.twin = self.lm.run(batch, {}, self.twin, use_cache=True, all_logits=True)
-        parts = (part.float().log_softmax(-1) for part in logits.split(256, dim=1))  # not the whole prompt in float32
-        return torch.cat([-(log_p.exp() * log_p).sum(-1) for log_p in parts], dim=1)
+        return entropy_of(logits)
+
+
+def entropy_of(logits: Tensor) -> Tensor:
+    """Entropy of the next token, nats, [batch, pos], of logits [batch, pos, vocabulary]."""
+    parts = (part.float().log_softmax(-1) for part in logits.split(256, dim=1))  # not the whole prompt in float32
+    return torch.cat([-(log_p.exp() * log_p).sum(-1) for log_p in parts], dim=1)
 
 
 def _reader(point: str, read: dict[str, Tensor]) -> Tap:
@@ -211,12 +216,23 @@ def _reader(point: str, read: dict[str, Tensor]) -> Tap:
 def sound(chosen: Tensor, logits: Tensor, alive: Sequence[bool]) -> list[int]:
     """The chosen tokens. Raises BadInput where the logits of a row that is still written are no numbers any more: no
     token follows from those."""
-    tokens, peaks = torch.stack([chosen.double(), logits.amax(-1).double()]).tolist()  # one transfer from the device
-    broken = [row for row, peak in enumerate(peaks) if alive[row] and not math.isfinite(peak)]
+    tokens, fit = chosen_tokens(chosen, logits)
+    broken = [row for row, fits in enumerate(fit) if alive[row] and not fits]
     if broken:
-        why = "an edit or intervention is too strong for it, or its weights are damaged"
-        raise BadInput(f"The model's numbers overflowed {logits.dtype} in row {broken[0]}: {why}.")
-    return [int(token) for token in tokens]
+        raise BadInput(overflowed(logits.dtype, broken[0]))
+    return tokens
+
+
+def chosen_tokens(chosen: Tensor, logits: Tensor) -> tuple[list[int], list[bool]]:
+    """(the chosen tokens, whether each row's logits are numbers at all), in one transfer from the device."""
+    tokens, peaks = torch.stack([chosen.double(), logits.amax(-1).double()]).tolist()
+    return [int(token) for token in tokens], [math.isfinite(peak) for peak in peaks]
+
+
+def overflowed(dtype: torch.dtype, row: int | None = None) -> str:
+    """The sentence for a row whose logits are no numbers any more."""
+    why = "an edit or intervention is too strong for it, or its weights are damaged"
+    return f"The model's numbers overflowed {dtype}{'' if row is None else f' in row {row}'}: {why}."
 
 
 def _next(batch: Batch, chosen: Tensor, alive: set[int]) -> Batch:
@@ -227,7 +243,7 @@ def _next(batch: Batch, chosen: Tensor, alive: set[int]) -> Batch:
     return Batch(ids, mask, kinds, prompt=False, even=batch.even)
 
 
-class _Row:
+class Writer:
     """One row's text, limit and end."""
 
     def __init__(self, lm: ObservableLanguageModel, row: int, prompt: Prompt, wish: Sampling):
@@ -275,6 +291,15 @@ def sampling_of(sampling: Any, options: Mapping[str, Any], rows: int) -> list[Sa
     if len(each) != rows:
         raise BadInput(f"{len(each)} samplings for {rows} prompts: give one for all, or one each.")
     return each
+
+
+def check_sampling(lm: ObservableLanguageModel, wish: Sampling) -> None:
+    """Raises BadInput for what this model cannot do: stop strings without a tokenizer, biases of tokens it lacks."""
+    if wish.stop and not lm.has_tokenizer:
+        raise BadInput("Stop strings need a tokenizer: give the model its own, or use stop_tokens.")
+    if wish.logit_bias and wish.logit_bias[-1][0] >= lm.vocabulary:
+        known = f"this model's vocabulary (0 to {lm.vocabulary - 1})"
+        raise BadInput(f"logit_bias names token {wish.logit_bias[-1][0]}, which lies outside {known}.")
 
 
 def check_room(lm: ObservableLanguageModel, rows: Sequence[Prompt]) -> None:

@@ -77,7 +77,7 @@ class ObservableLanguageModel:
         self.turn = TURNS.setdefault(self.model, threading.RLock())
         self.cache_word = cache_word(self.model)
         accepted = inspect.signature(self.model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
+        self.takes_positions = "position_ids" in accepted
         self._takes_logits_to_keep = "logits_to_keep" in accepted
 
     @cached_property
@@ -186,7 +186,7 @@ class ObservableLanguageModel:
         stop: end at the last tap; logits are then empty.
         """
         options: dict[str, Any] = {}
-        if self._takes_positions and not batch.even:
+        if self.takes_positions and not batch.even:
             options["position_ids"] = self.within_context(batch.positions)
         unembedding = self.model.get_output_embeddings()
         at_logits = any(find(self.model, point)[0] is unembedding for point in taps)

@@ -100,8 +100,8 @@ class Engine(Protocol):
         ...
 
     def submit(self, request: Request) -> AsyncGenerator[Update, None]:
-        """Put a request into the queue. At once, not at the first `anext`: raises Busy where the queue is full, BadInput
-        or TooLong for what cannot be done. While it is listened to, raises whatever ended it early."""
+        """Put a request into the queue. At once, not at the first `anext`: raises Busy where the queue is full,
+        BadInput or TooLong for what cannot be done. While it is listened to, raises whatever ended it early."""
         ...
 
     async def run(self, work: Callable[[Scope], T]) -> T:

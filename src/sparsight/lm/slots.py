@@ -1,0 +1,140 @@
+"""A KV cache for rows that join and leave between steps: each row's tokens lie in a slot of their own, from its start.
+
+    keys, values    [row, head, capacity, d] of each layer; the rows that are written are the first n
+    a step          writes each row's new token at that row's own place, and lets it see the places before
+
+So nothing is padded, rows of any length stand side by side, and a row that leaves makes room for the last one. Prompts
+are run apart, and what they left is copied in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from sparsight.errors import TooLong
+from sparsight.lm.lm import ObservableLanguageModel
+
+SMALLEST = 128  # tokens of a row's first capacity; it grows by doubling
+
+
+class Slots:
+    """The KV of so many rows of up to `limit` tokens. Memory is taken when the first row comes, and when a longer row
+    than before comes; `capacity` says for how many tokens it is there. whole: take all of it at once, since a compiled
+    step needs it to stay where it is.
+    """
+
+    def __init__(self, lm: ObservableLanguageModel, rows: int, limit: int, whole: bool = False):
+        self.lm, self.rows, self.limit = lm, rows, limit
+        self.capacity = limit if whole else min(SMALLEST, limit)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of the device's memory."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def put(self, row: int, past: Cache, room: int) -> None:
+        """Copies in what a pass over one prompt left. room: tokens that the row will have at most."""
+        if room > self.limit:
+            raise TooLong(f"A row holds {self.limit:,} tokens, prompt and answer together; this one wants {room:,}.")
+        if not self.keys:
+            self._take(past)
+        self._reserve(room)
+        for mine, theirs in zip(self._layers(), past.layers, strict=True):
+            for slot, given in zip(mine, (theirs.keys, theirs.values), strict=True):
+                assert isinstance(given, Tensor)
+                slot[row, :, : given.shape[2]].copy_(given[0])
+
+    @torch.no_grad()
+    def fill(self, row: int, length: int, last: int, last_length: int) -> None:
+        """Frees a row of so many tokens, by moving the last one in. What is left behind is forgotten: numbers that
+        overflowed there would spoil the next row, which they are masked from but multiplied with, by zero."""
+        for tensor in (*self.keys, *self.values):
+            tensor[row, :, :length].zero_()
+            if row != last:
+                tensor[row, :, :last_length].copy_(tensor[last, :, :last_length])
+                tensor[last, :, :last_length].zero_()
+
+    def view(self, positions: Tensor, width: int) -> Cache:
+        """The first rows as the cache of one step. positions: [row], where each row's new token goes; width: so many
+        places of each are looked at."""
+        rows = torch.arange(len(positions), device=positions.device)
+        return Cache(layers=[SlotLayer(k, v, rows, positions, width) for k, v in self._layers()])
+
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self.keys, self.values, strict=True))
+
+    def _take(self, past: Cache) -> None:
+        for layer in past.layers:
+            assert isinstance(layer, DynamicLayer)
+            for mine, given in ((self.keys, layer.keys), (self.values, layer.values)):
+                assert isinstance(given, Tensor)
+                mine.append(given.new_zeros(self.rows, given.shape[1], self.capacity, given.shape[3]))
+
+    def _reserve(self, room: int) -> None:
+        """Doubles the capacity until a row of so many tokens fits."""
+        capacity = self.capacity
+        while capacity < room:
+            capacity = min(capacity * 2, self.limit)
+        if capacity != self.capacity:
+            for tensors in (self.keys, self.values):
+                for i, tensor in enumerate(tensors):
+                    wider = tensor.new_zeros(*tensor.shape[:2], capacity, tensor.shape[3])
+                    wider[:, :, : self.capacity].copy_(tensor)
+                    tensors[i] = wider
+            self.capacity = capacity
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer of a step's view: writes a token per row, each at its own place, and shows the first `width` places."""
+
+    is_compileable = True
+    is_sliding = False
+
+    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor, width: int):
+        super().__init__()
+        self.keys, self.values, self.rows, self.positions, self.width = keys, values, rows, positions, width
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """There is nothing to do: the slots are there."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """key_states, value_states: [row, head, 1, d], of the new tokens."""
+        keys, values = self.keys, self.values
+        assert isinstance(keys, Tensor)
+        assert isinstance(values, Tensor)
+        rows, positions = self.rows.to(keys.device), self.positions.to(keys.device)
+        many = len(key_states)
+        keys[rows, :, positions] = key_states[:, :, 0]
+        values[rows, :, positions] = value_states[:, :, 0]
+        return keys[:many, :, : self.width], values[:many, :, : self.width]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(how many places are shown, the first of them)."""
+        return self.width, 0
+
+    def get_seq_length(self) -> int:
+        """As if each row's new token stood in the last place: what a row may see, its mask says."""
+        return self.width - 1
+
+    def get_max_length(self) -> int:
+        return self.width
+
+
+def why_no_slots(lm: ObservableLanguageModel, past: Cache) -> str | None:
+    """Why rows of this model cannot be written side by side in slots; None where they can."""
+    if any(type(layer) is not DynamicLayer for layer in past.layers):
+        return "its KV cache is not of plain full attention (a sliding window, a state)"
+    if not getattr(lm.model, "_can_compile_fullgraph", False):  # transformers' word for it; some write wrong tokens
+        return "transformers says that it does not work with a cache of fixed size"
+    if not lm.takes_positions:
+        return "it does not take each token's position"
+    if lm.cleanup_intervention_layer:
+        return "it has a cleanup layer, which takes direct effects off again"
+    return None

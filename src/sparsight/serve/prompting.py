@@ -1,0 +1,108 @@
+"""A prompt on its way into the model: chunk by chunk, so that rows that are written go on between.
+
+It is run apart from them, with the same pass and the same edits as `Scope.chat`, from where its beginning is known.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from sparsight.edits import Controller
+from sparsight.lm.batch import Batch, Prompt
+from sparsight.lm.generate import entropy_of
+from sparsight.scope.effect import Effect, saw
+from sparsight.scope.scope import Scope
+from sparsight.scope.steering import Steering
+from sparsight.serve.prefix import BLOCK, Prefixes, Tally, chain
+
+
+class Prompting:
+    """One prompt. After the last chunk: `logits` [1, vocabulary], `past`, and `twin`: the unedited model's KV, where
+    entropy bounds ask for it. cached: tokens that were not run."""
+
+    def __init__(self, scope: Scope, prompt: Prompt, controller: Controller, prefixes: Prefixes | None):
+        self.scope, self.prompt, self.prefixes = scope, prompt, prefixes
+        self.steering = Steering(scope.sae, [controller], [len(prompt)], scope.hook_point)
+        self.past: Cache | None = None
+        self.twin: Cache | None = None
+        self.logits: Tensor | None = None
+        self.cached = 0
+        self._tallies: list[Tally] = []
+        self._effects: list[Effect] = []
+        self._names: list[bytes] = []
+        if prefixes is not None and not self.steering.needs_entropy:  # of a twin nothing is kept
+            self._names = chain(prompt, controller, self.steering.steered[0].program)
+            self.past, self._tallies = prefixes.find(self._names)
+            self.cached = len(self._tallies) * BLOCK
+            self._restore()
+        self.done = self.cached
+
+    @property
+    def left(self) -> int:
+        """Tokens that have not been run."""
+        return len(self.prompt) - self.done
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def step(self, tokens: int) -> None:
+        """Runs up to so many tokens."""
+        lm, start, stop = self.scope.lm, self.done, min(self.done + tokens, len(self.prompt))
+        ids, kinds = self.prompt.ids[start:stop], [int(kind) for kind in self.prompt.kinds[start:stop]]
+        mask = torch.ones(1, stop, dtype=torch.bool, device=lm.device)
+        of = [torch.tensor([numbers], device=lm.device) for numbers in (ids, kinds)]
+        batch = Batch(of[0], mask, of[1], even=True)
+        entropy = None
+        if self.steering.needs_entropy:
+            logits, self.twin = lm.run(batch, {}, self.twin, use_cache=True, all_logits=True)
+            entropy = entropy_of(logits)
+        steering, taps = self.steering, {}
+        if steering.acts and steering.touches_prompt:
+            taps[self.scope.hook_point] = [lambda flow: self._act(flow, batch, entropy)]
+        else:
+            saw(steering.b, batch.kinds)
+        self.logits, self.past = lm.run(batch, taps, self.past, use_cache=True)
+        self.done = stop
+        if not self.left:
+            self._keep()
+
+    def _act(self, flow: Tensor, batch: Batch, entropy: Tensor | None) -> Tensor:
+        done = self.steering.act(flow, batch.kinds, batch.positions, entropy)
+        if self._names:
+            self._effects.append(done._replace(out=done.touched))  # the rest is small
+        return done.out
+
+    # ── what is kept for the next one ────────────────────────────────────────────────────────────────────────────
+
+    def _restore(self) -> None:
+        """The receipt's numbers of the tokens that are not run."""
+        b = self.steering.b
+        b["seen"] += self.cached
+        b["touched"] += sum(tally.touched for tally in self._tallies)
+        b["ratio"] += sum(tally.share for tally in self._tallies)
+        for event in {event for tally in self._tallies for event in tally.fired}:
+            b["fired"][0, event] = True
+
+    def _keep(self) -> None:
+        if self.prefixes is None or not self._names or self.past is None:
+            return
+        new = len(self._names) - len(self._tallies)
+        self.prefixes.keep(self._names, self.past, [*self._tallies, *self._told(new)])
+
+    def _told(self, blocks: int) -> list[Tally]:
+        """What edits did in each of the blocks that were run."""
+        if not self._effects or not blocks:
+            return [Tally()] * blocks
+        tokens = blocks * BLOCK
+
+        def cut(name: str) -> Tensor:
+            whole = torch.cat([getattr(effect, name)[0] for effect in self._effects])
+            return whole[:tokens].unflatten(0, (blocks, BLOCK))
+
+        touched, share = cut("touched").sum(1).tolist(), cut("share").sum(1).tolist()
+        fired = cut("happened").any(1).tolist()
+        return [
+            Tally(t, s, frozenset(i for i, hit in enumerate(f) if hit))
+            for t, s, f in zip(touched, share, fired, strict=True)
+        ]
