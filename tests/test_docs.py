@@ -16,7 +16,7 @@ from sparsight.train.spec import TrainSpec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SERVED, ADDRESS = ("ember.md",), "http://127.0.0.1:8000"  # pages that talk to a server of the demo, and where
+SERVED, ADDRESS = ("ember.md", "remote.md"), "http://127.0.0.1:8000"  # pages that talk to a server of the demo, and where
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -35,17 +35,17 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
 @contextlib.contextmanager
 def demo_server():
     """A server of the demo, at an address of its own."""
-    from engines import Threads
     from live import listening
 
     import sparsight
     from sparsight.serve.app import create_app
     from sparsight.serve.catalog import Catalog
+    from sparsight.serve.embedded import EmbeddedEngine
 
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)  # there are clients that take the thread's, and make none
     try:
-        with listening(create_app(Catalog({"demo": Threads(sparsight.load("demo"))}))) as url:
+        with listening(create_app(Catalog({"demo": EmbeddedEngine(sparsight.load("demo"), rows=2)}))) as url:
             yield url
     finally:
         asyncio.set_event_loop(None)

@@ -32,8 +32,8 @@ class Effect(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """before, change: [batch, pos, slot], activations before any edit and what is added to them; on: [batch, pos, want],
-    bool, which edits and events hold; size: what normalisation took off, None where it takes nothing."""
+    """before, change: [batch, pos, slot], activations before any edit, and what is added to them. on: [batch, pos,
+    want], which edits and events hold. size: what normalisation took off; None where it takes nothing."""
 
     before: Tensor
     change: Tensor
