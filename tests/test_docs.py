@@ -16,7 +16,10 @@ from sparsight.train.spec import TrainSpec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SERVED, ADDRESS = ("ember.md", "remote.md"), "http://127.0.0.1:8000"  # pages that talk to a server of the demo, and where
+SERVED, ADDRESS = (
+    ("ember.md", "remote.md"),
+    "http://127.0.0.1:8000",
+)  # pages that talk to a server of the demo, and where
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -29,6 +30,7 @@ class Wire:
         self.url = url.rstrip("/").removesuffix("/v1")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._client = self._httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=seconds)
+        self._ended = weakref.finalize(self, self._client.close)
 
     def get(self, path: str, **query: Any) -> Any:
         """What a route answers."""
@@ -64,7 +66,8 @@ class Wire:
             raise self._unreachable(error) from error
 
     def close(self) -> None:
-        self._client.close()
+        """Let go of the connections; else it is done when nobody holds this any more."""
+        self._ended()
 
     def _answer(self, method: str, path: str, **more: Any) -> Any:
         try:

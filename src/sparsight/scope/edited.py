@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsight.edits import Controller, Edits
 from sparsight.lm.batch import Batch, Prompt
+from sparsight.lm.generate import sound
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.scope.effect import changes
 from sparsight.scope.scope import Scope
@@ -41,11 +42,12 @@ def read_edited(scope: Scope, prompt: Prompt, wish: Edits, only: Sequence[int] |
 
 @torch.no_grad()
 def edited_logits(scope: Scope, prompt: Prompt, wish: Edits) -> Float[Tensor, " vocabulary"]:
-    """The logits of the next token, in float32, on the CPU."""
+    """The logits of the next token, in float32, on the CPU. Raises BadInput where they are no numbers any more."""
     batch = scope.lm.batch([prompt])
     steering = scope.steering([Controller.of(wish)], [prompt])
     place = replace(batch.place, entropy=entropies(scope.lm, batch, steering))
     logits, _ = scope.lm.run(batch, scope.lm.taps({scope.hook_point: steering}, batch, place))
+    sound(logits.argmax(-1), logits, [True])
     return logits[0].float().cpu()
 
 

@@ -7,6 +7,7 @@ alone goes through a thread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Annotated, Any, TypeVar
@@ -175,7 +176,7 @@ def _as_logits(scope: Scope, logits: Any, top_k: int | None, vocabulary: Sequenc
         if top_k is not None and len(told) == top_k:
             break
         text = str(tokenizer.decode([id]))
-        if vocabulary is None or text in vocabulary:
+        if (vocabulary is None or text in vocabulary) and math.isfinite(logits[id]):
             told.setdefault(text, float(logits[id]))
     return told
 

@@ -119,10 +119,10 @@ async def one(
 
 
 def _one(scope: Scope, index: int, width: int | None, examples: int) -> dict[str, Any]:
-    (told,), atlas = known_of(scope).told([index]), scope.features.atlas
-    scale = scope.sae.scale
+    known, atlas = known_of(scope), scope.features.atlas
+    (told,) = known.told([index])
     out = {"index": index, "id": told["id"], "label": told["label"], "sae": scope.sae.fingerprint}
-    out |= {"scale": None if scale is None else float(scale[index])}
+    out |= {"scale": None if known.scales is None else known.scales[index]}
     if atlas is None:
         return out
     more = feature_json(atlas, index, Text(scope.lm.tokenizer if scope.lm.has_tokenizer else None), width, examples)
