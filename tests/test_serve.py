@@ -196,8 +196,9 @@ def test_what_is_not_said_is_as_with_openai(client, engine):
     ask(client, max_tokens=None, max_completion_tokens=4, seed=None)
     asked = engine.asked[-1].sampling
     assert (asked.max_new_tokens, asked.temperature, asked.top_p, asked.stop) == (4, 1.0, 1.0, ())
-    form = {"model": "tiny", "messages": [{"role": "user", "content": "dog " * 50}], "seed": 1}
+    form = {"model": "tiny", "messages": [{"role": "user", "content": "dog " * 105}], "seed": 1}
     room = 256 - ask(client, **form)["usage"]["prompt_tokens"]
+    assert 0 < room < 60
     out = client.post(CHAT, json=form | {"user": "me", "later": {"a": 1}})
     assert out.status_code == 200, "unknown fields are left alone"
     assert engine.asked[-1].sampling.max_new_tokens == room, "as much as there is room for"
@@ -352,7 +353,7 @@ def test_what_cannot_be_done_is_refused_in_openais_shape_and_in_embers(client, e
     answers.ErrorAnswer.model_validate(out.json())
     out = client.post(EMBER, json=HELLO | more)
     assert out.status_code == 422
-    assert says in out.json()["detail"][0]["msg"]
+    assert any(says in one["msg"] for one in out.json()["detail"])
     assert len(engine.asked) == before, "nothing was asked of the engine"
 
 

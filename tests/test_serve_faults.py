@@ -18,6 +18,7 @@ from sparsight.wire import to_json
 
 CHAT, EMBER, COMPLETE = "/v1/chat/completions", "/api/inference/v1/chat/completions", "/v1/completions"
 ASKED = [{"role": "user", "content": "Hello, how are you?"}]
+JSON = {"content-type": "application/json"}
 HELLO = {"model": "tiny", "messages": ASKED, "max_tokens": 4, "seed": 7}
 LONG = HELLO | {"max_tokens": 200, "stream": True}
 
@@ -176,8 +177,8 @@ def test_a_body_beyond_the_limit_is_not_read(client):
     big = HELLO | {"messages": [{"role": "user", "content": "x" * 100_000}]}
     for out in (
         client.post(CHAT, json=big),
-        client.post(CHAT, content=(b"x" * 1000 for _ in range(200))),  # without a content-length
-        client.post(CHAT, content=b"{}", headers={"content-length": "9" * 400}),
+        client.post(CHAT, content=(b"x" * 1000 for _ in range(200)), headers=JSON),  # without a content-length
+        client.post(CHAT, content=b"{}", headers=JSON | {"content-length": "9" * 400}),
     ):
         assert out.status_code == 413
         assert out.json()["error"]["code"] == "request_too_large"
@@ -213,7 +214,7 @@ HOSTILE = [
 @pytest.mark.parametrize("body", HOSTILE, ids=[repr(body[:40]) for body in HOSTILE])
 def test_no_bytes_make_more_than_an_error(client, body):
     for path in (CHAT, EMBER, COMPLETE):
-        out = client.post(path, content=body, headers={"content-type": "application/json"})
+        out = client.post(path, content=body, headers=JSON)
         assert out.status_code in (400, 404, 422), out.text
         told = out.json()
         assert "error" in told or "detail" in told
@@ -230,15 +231,15 @@ def nested(depth, ours=False):
 
 
 @pytest.mark.parametrize("ours", [True, False])
-@pytest.mark.parametrize("depth", [30, 150, 330, 1000, 3000])
+@pytest.mark.parametrize("depth", [30, 300, 1000])
 def test_a_controller_nested_too_deep_is_refused(scope, ours, depth):
     body = json.dumps(HELLO)[:-1] + ', "controller": ' + nested(depth, ours) + "}"
     with TestClient(create_app(Catalog({"tiny": Threads(scope)}))) as client:
         for path in (CHAT, EMBER):
-            out = client.post(path, content=body, headers={"content-type": "application/json"})
+            out = client.post(path, content=body, headers=JSON)
             assert out.status_code in ((200,) if depth == 30 else (200, 400, 422)), out.text
         put = client.put("/v1/variants/deep", content='{"controller": ' + nested(depth, ours) + "}",
-                         headers={"content-type": "application/json"})  # fmt: skip
+                         headers=JSON)  # fmt: skip
         assert put.status_code in (200, 400)
         if put.status_code == 200:
             assert client.get("/v1/variants").status_code == 200, "what was saved can be read"
@@ -255,10 +256,10 @@ def test_no_strength_makes_more_than_an_error(client, strength):
     embers = '{"interventions": [{"mode": "pin", "features": {"features": [{"index_in_sae": 3}]}, "value": %s}]}'
     for form in (ours, embers):
         body = json.dumps(HELLO)[:-1] + f', "controller": {form % strength}}}'
-        out = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+        out = client.post(CHAT, content=body, headers=JSON)
         assert out.status_code == 400, out.text
         assert out.json()["error"]["param"] in ("controller", None)
-        assert client.post(EMBER, content=body, headers={"content-type": "application/json"}).status_code == 422
+        assert client.post(EMBER, content=body, headers=JSON).status_code == 422
     goes_on(client)
 
 
@@ -268,7 +269,8 @@ def test_no_strength_makes_more_than_an_error(client, strength):
         {"schema": 1, "edits": [{"op": "nudge", "feature": {"index": 128}, "value": 1}]},
         {"schema": 1, "edits": [{"op": "nudge", "feature": {"index": -1}, "value": 1}]},
         {"schema": 1, "edits": [{"op": "nudge", "feature": {"index": 3, "sae": "another"}, "value": 1}]},
-        {"schema": 1, "edits": [{"op": "nudge", "feature": {"index": 3}, "value": 1, "where": [300]}]},
+        {"schema": 1, "edits": [{"op": "nudge", "feature": {"index": 3}, "value": 1, "where": [-300]}]},
+        {"schema": 1, "edits": [{"op": "nudge", "feature": {"index": 3}, "value": 1, "where": ["everywhere"]}]},
         {"schema": 1, "edits": [{"op": "explode", "feature": {"index": 3}, "value": 1}]},
         {"schema": 1, "edits": 3},
         {"schema": 1, "edits": [None]},
@@ -292,19 +294,18 @@ def test_json_without_its_content_type_is_refused(client):
     assert "content-type: application/json" in out.json()["error"]["message"]
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers(-(2**70), 2**70) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-FIELDS = ["model", "messages", "n", "stop", "seed", "logit_bias", "controller", "features", "stream", "top_logprobs",
-          "max_tokens", "temperature", "stream_options", "tools", "response_format", "tool_choice", "prompt"]  # fmt: skip
+scalars = st.none() | st.booleans() | st.floats() | st.integers(-(2**70), 2**70) | st.text(max_size=5)
+lists = st.lists(scalars | st.dictionaries(st.text(max_size=5), scalars, max_size=3), max_size=3)
+json_values = scalars | lists | st.dictionaries(st.text(max_size=5), scalars | lists, max_size=3)
+FIELDS = "model messages n stop seed logit_bias controller features stream top_logprobs max_tokens temperature "
+FIELDS += "stream_options tools response_format tool_choice prompt"
+some_fields = st.dictionaries(st.sampled_from(FIELDS.split()), json_values, min_size=1, max_size=3)
 
 
-@settings(max_examples=60)
-@given(st.dictionaries(st.sampled_from(FIELDS), json_values, min_size=1, max_size=3), st.sampled_from([CHAT, EMBER]))
+@settings(max_examples=40)
+@given(some_fields, st.sampled_from([CHAT, EMBER]))
 def test_whatever_a_field_holds_is_an_answer_or_an_error_in_shape(client, more, path):
-    out = client.post(path, content=json.dumps(HELLO | more), headers={"content-type": "application/json"})
+    out = client.post(path, content=json.dumps(HELLO | {"max_tokens": 1} | more), headers=JSON)
     assert out.status_code in (200, 400, 404, 422, 429), out.text
     if out.status_code != 200:
         assert "detail" in out.json() if path == EMBER else set(out.json()["error"]) == {
