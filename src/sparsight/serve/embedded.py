@@ -104,9 +104,11 @@ class EmbeddedEngine:
         row = self._row(request)
         with self._changed:
             self._check_open()
+            if len(self.waiting) >= self.waiting.limit:
+                self.waiting.drop_those(lambda one: one.cancelled)
             self.waiting.put(request.owner, row)
             self._changed.notify()
-        return Listening(row.mailbox, lambda: self._cancel(row))
+        return Listening(row.mailbox, lambda: self._cancel(row), row.cancel)
 
     async def run(self, work: Callable[[Scope], T]) -> T:
         """Something else that needs the model, between two steps, in the engine's thread."""
@@ -171,10 +173,9 @@ class EmbeddedEngine:
 
     def _cancel(self, row: Row) -> None:
         """Nobody listens any more: the row leaves before the next step."""
-        row.cancelled = True
+        row.cancel()
         with self._changed:
             self.waiting.drop(row)
-            self._changed.notify()
 
     def _busy(self) -> bool:
         with self._changed:
