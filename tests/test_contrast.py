@@ -10,7 +10,7 @@ from scipy import stats
 
 from sparsight.errors import BadInput, NoChatTemplate, TooLong
 from sparsight.records import Kind
-from sparsight.scope.contrast import contrast, kept_out
+from sparsight.scope.contrast import apart, contrast, kept_out
 from sparsight.scope.pooled import as_prompts, marked, pooled
 from sparsight.scope.scope import Scope
 from sparsight.scope.separation import auc, deviation
@@ -78,6 +78,19 @@ def test_what_is_ranked_is_the_moderated_difference_and_its_figures_are_those_of
         assert one.q == pytest.approx(q[one.feature], rel=1e-4)
         assert one.d == pytest.approx(abs(float((a.mean(0) - b.mean(0))[one.feature] / s[one.feature])), rel=1e-3)
     assert found.with_[0].label is None or isinstance(found.with_[0].label, str)
+
+
+def test_many_features_are_told_apart_in_blocks_as_one_by_one(scope, sae):
+    features = torch.randperm(sae.d_hidden, generator=torch.Generator().manual_seed(0))
+    rows = torch.nn.functional.normalize(sae.W_dec, dim=-1)
+    kept = []
+    for place, feature in enumerate(features.tolist()):
+        if all(float(rows[feature] @ rows[features[other]]) <= 0.2 for other in kept):
+            kept.append(place)
+    for block in (1, 7, 256):
+        assert apart(sae, features, 999, 0.2, block).tolist() == kept
+    assert apart(sae, features, 5, 0.2, 7).tolist() == kept[:5]
+    assert scope.contrast(ARR, PLAIN, 2) == contrast(scope, ARR, PLAIN, 2)
 
 
 def test_turning_the_sides_round_turns_the_answer_round(scope):

@@ -122,6 +122,10 @@ def attribute(
     less the mean over the vocabulary, so that what raises all of them alike counts for nothing. template: keywords of
     the chat template; nothing is added for a reply unless asked for. Raises BadInput, TooLong.
     """
+    if scope.sae.config.transcoder:
+        raise BadInput(
+            "A transcoder's features act at another hook point than the one they are read at: not attributed."
+        )
     template.setdefault("add_generation_prompt", False)
     prompt = scope.lm.prompt(messages) if isinstance(messages, str) else scope.lm.prompt(messages, **template)
     start, end = targets(start, end, len(prompt))
