@@ -1,5 +1,7 @@
 """Two sets of chats: which features tell them apart, and whether that holds on chats that took no part."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from sparsight.cli import main
 from sparsight.errors import BadInput, NoChatTemplate, TooLong
 from sparsight.records import Kind
 from sparsight.scope.contrast import apart, contrast, kept_out
@@ -213,6 +216,26 @@ def test_a_base_model_compares_texts(scope, sae):
     assert contrast(base, ["arr arr dog"] * 2, ["a dog"] * 2, 3).with_
     with pytest.raises(NoChatTemplate):
         contrast(base, ARR, PLAIN)
+
+
+def test_on_the_command_line_files_of_chats_are_compared_and_a_reply_is_explained(tmp_path, capsys):
+    for name, chats in (("with", ARR), ("without", PLAIN)):
+        lines = [json.dumps({"messages": one}) for one in chats]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    files = [str(tmp_path / "with.jsonl"), str(tmp_path / "without.jsonl")]
+    assert main(["contrast", *files, "-k", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["with_"]) == 3
+    assert told["chats"] == [8, 8]
+    assert main(["contrast", *files, "-k", "3"]) == 0
+    assert "held out" in capsys.readouterr().out
+    assert main(["attribute", "How are you?", "--reply", "I am fine.", "--json", "-k", "2", "--check"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "".join(told["tokens"][told["start"] : told["end"]]) == "I am fine."
+    assert all(one["value"] > 0 for one in told["raised"])
+    assert main(["attribute", "Once upon a time", "-k", "2"]) == 0
+    assert "logit of ' time'" in capsys.readouterr().out
+    assert main(["attribute", "Once upon a time", "--start", "99"]) == 1
 
 
 SAMPLES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5]), min_size=1, max_size=9)
