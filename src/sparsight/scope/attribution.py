@@ -192,10 +192,11 @@ def _gradient(
     kept: dict[str, Tensor] = {}
 
     def leaf(flow: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)  # from here on: what is below the hook point keeps nothing for a backward pass
         kept["x"] = flow.detach().requires_grad_(True)
         return kept["x"]
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.no_grad():
         logits = tail(lm, lm.batch([before(prompt, end)]), {scope.hook_point: [leaf]}, end - start)
         told = _of_targets(logits, prompt, start, end, centred)
         (slope,) = torch.autograd.grad(told.sum(), kept["x"])

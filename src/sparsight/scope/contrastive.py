@@ -74,8 +74,9 @@ def contrastive(
 
     specification: what shall hold of one side, as one asks a model for it: "talk like a pirate". writer: a function
     that answers a question (a judge's); "model" or "template"; None: the model itself, where it has a chat template.
-    questions: what is asked on both sides, unless a writer is given, who thinks of them. The same seed gives the same
-    chats. Raises BadInput; NoAnswer where a writer's answer is not what was asked for.
+    questions: what is asked on both sides, unless a writer is given, who thinks of them. Pairs of which a side has no
+    word are left out. The same seed gives the same chats. Raises BadInput; NoAnswer where a writer's answer is not what
+    was asked for.
     """
     text = wish_of(specification)
     if not is_whole(n) or not 1 <= n <= MOST:
@@ -92,9 +93,12 @@ def contrastive(
     options = draws(n, max_new_tokens, seed)
     plain = scope.chat([chat(q) for q in asked], sampling=options)
     said = scope.chat([told(scope.lm, q, text) for q in asked], sampling=options)
-    without, with_ = (
-        tuple(chat(q, reply.text) for q, reply in zip(asked, side, strict=True)) for side in (plain, said)
-    )
+    pairs = [
+        (q, a.text, b.text) for q, a, b in zip(asked, plain, said, strict=True) if a.text.strip() and b.text.strip()
+    ]
+    if not pairs:
+        raise BadInput("The model answered none of the questions with a word: give chats, or a writer.")
+    without, with_ = (tuple(chat(pair[0], pair[side]) for pair in pairs) for side in (1, 2))
     return Contrastive(without, with_, "model", text)
 
 
