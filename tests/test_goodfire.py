@@ -13,7 +13,7 @@ import goodfire
 import httpx
 import numpy as np
 import pytest
-from engines import Threads
+from engines import Threads, live
 from goodfire.api import exceptions as raised
 from goodfire.api.chat.client import DEFAULT_SYSTEM_PROMPT
 from goodfire.controller.controller import Controller as TheirController
@@ -21,7 +21,6 @@ from goodfire.exceptions import InferenceAbortedException
 from goodfire.features.features import Feature as TheirFeature
 from goodfire.features.features import FeatureEdits, FeatureGroup
 from goodfire.variants.variants import Variant
-from live import listening
 from small_atlas import TEXTS, Concepts, small_atlas
 
 from sparsight.edits import Comparison, Controller, Feature, When
@@ -65,7 +64,7 @@ def engine(served) -> EmbeddedEngine:
 def url(engine):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(known, "default_embedder", Concepts)
-        with listening(create_app(Catalog({"tiny": engine, MODEL: engine}))) as at:
+        with live(create_app(Catalog({"tiny": engine, MODEL: engine}))) as at:
             yield at
 
 
@@ -414,7 +413,7 @@ def test_no_text_breaks_a_search(url, text):
 def test_errors_are_the_clients_named_exceptions(served):
     store = Store(None)
     key = store.add_key("ann", requests_per_minute=1)
-    with listening(create_app(Catalog({MODEL: Threads(served)}), store=store)) as at:
+    with live(create_app(Catalog({MODEL: Threads(served)}), store=store)) as at:
         with pytest.raises(raised.UnauthorizedException, match="not known here"):
             goodfire.Client("wrong", base_url=at).features.lookup([1], model=MODEL)
         mine = goodfire.Client(key, base_url=at)
@@ -644,7 +643,7 @@ class Scripted(Threads):
 def test_any_text_arrives_as_it_was_written(served, text):
     engine = Scripted(served)
     engine.text = text
-    with listening(create_app(Catalog({MODEL: engine}))) as at:
+    with live(create_app(Catalog({MODEL: engine}))) as at:
         client = goodfire.Client("any", base_url=at)
         chunks = list(client.chat.completions.create(CHAT, model=MODEL, stream=True))
         assert "".join(chunk.choices[0].delta.content for chunk in chunks) == text
@@ -678,7 +677,7 @@ def test_many_clients_at_once_get_their_own_answers(url, served):
 def test_without_an_atlas_labels_alone_are_searched(scope, monkeypatch):
     for embedder, asked in ((lambda: None, "pirate"), (Concepts, "buccaneer")):
         monkeypatch.setattr(known, "default_embedder", embedder)
-        with listening(
+        with live(
             create_app(Catalog({"tiny": Threads(Scope(scope.lm, scope.sae, labels=scope.features.labels))}))
         ) as at:
             client = goodfire.Client("any", base_url=at)

@@ -172,7 +172,7 @@ def tail(
     """The logits of each row's last tokens, with whatever gradient is being kept: the unembedding runs on those alone,
     where the model lets it."""
     options: dict[str, Any] = {}
-    if lm._takes_positions and not batch.even:
+    if lm.takes_positions and not batch.even:
         options["position_ids"] = lm.within_context(batch.positions)
     if lm._takes_logits_to_keep:
         options["logits_to_keep"] = keep
