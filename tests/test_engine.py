@@ -16,10 +16,12 @@ from sparsight.errors import BadInput, Busy, NoFeature, NotSteered, Stopped, Too
 from sparsight.lm.batch import Prompt
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.records import Kind, Sampling
+from sparsight.scope.layout import Shape
 from sparsight.scope.scope import Scope
 from sparsight.scope.table import SteeringTable
 from sparsight.serve.embedded import EmbeddedEngine
 from sparsight.serve.engine import FeatureWish, Request
+from sparsight.serve.row import Row
 from sparsight.serve.waiting import Waiting
 from sparsight.where import Where
 
@@ -145,6 +147,30 @@ def empty(engine):
         assert not any(t.any() for t in (*slots.keys, *slots.values))
     assert not any(engine.rows.table.steered)
     assert not engine.rows.table.b["kinds"].any()
+
+
+def test_memory_is_as_it_was_when_everybody_has_left(scope64):
+    turns = random.Random(9)
+    requests = [any_request(scope64, turns) for _ in range(6)]
+    with running(scope64, prefix_bytes=2**20) as engine:
+
+        def held():
+            rows = engine.rows
+            return (
+                rows.slots.bytes,
+                rows.twin_slots.bytes,
+                engine.prefixes.bytes,
+                len(rows.table.parts),
+                rows.table.shape,
+            )
+
+        all_heard(engine, requests)
+        before = held()
+        assert before[-1] == Shape()  # room for edits is given back too
+        all_heard(engine, requests)
+        assert asyncio.run(engine.drain(5))
+        assert held() == before
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, Row)]
 
 
 def test_features_of_new_tokens_are_those_that_chat_reads(scope64):

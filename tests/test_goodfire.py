@@ -5,32 +5,38 @@ import json
 import re
 import threading
 import time
+from functools import partial
+from types import SimpleNamespace
 from uuid import UUID
 
 import goodfire
 import httpx
 import numpy as np
 import pytest
-from engines import Threads
+from engines import Threads, live
 from goodfire.api import exceptions as raised
+from goodfire.api.chat.client import DEFAULT_SYSTEM_PROMPT
 from goodfire.controller.controller import Controller as TheirController
 from goodfire.exceptions import InferenceAbortedException
 from goodfire.features.features import Feature as TheirFeature
 from goodfire.features.features import FeatureEdits, FeatureGroup
 from goodfire.variants.variants import Variant
-from live import listening
 from small_atlas import TEXTS, Concepts, small_atlas
 
 from sparsight.edits import Comparison, Controller, Feature, When
 from sparsight.ids import feature_uuid
 from sparsight.lm.text import TextStream, vocabulary
 from sparsight.scope.attribution import attribute
+from sparsight.scope.auto import auto_edits
+from sparsight.scope.auto_condition import auto_condition
 from sparsight.scope.contrast import contrast
+from sparsight.scope.contrastive import Contrastive, chat
 from sparsight.scope.nearest import nearest
 from sparsight.scope.scope import Scope
-from sparsight.serve import known
+from sparsight.serve import ember, known
 from sparsight.serve.app import create_app
 from sparsight.serve.catalog import Catalog
+from sparsight.serve.embedded import EmbeddedEngine
 from sparsight.serve.engine import Update
 from sparsight.serve.store import Store
 
@@ -50,15 +56,15 @@ def served(lm, sae, tmp_path_factory) -> Scope:
 
 
 @pytest.fixture(scope="module")
-def engine(served) -> Threads:
-    return Threads(served, rows=4, queue=4)
+def engine(served) -> EmbeddedEngine:
+    return EmbeddedEngine(served, rows=4, queue=4)
 
 
 @pytest.fixture(scope="module")
 def url(engine):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(known, "default_embedder", Concepts)
-        with listening(create_app(Catalog({"tiny": engine, MODEL: engine}))) as at:
+        with live(create_app(Catalog({"tiny": engine, MODEL: engine}))) as at:
             yield at
 
 
@@ -279,6 +285,63 @@ def test_logits_are_steered(client, served, lm):
     assert logits != client.chat.logits(CHAT, model=MODEL, top_k=1).logits
 
 
+# ── from a few words ──────────────────────────────────────────────────────────────────────────────────────────────
+
+WORDS = ["the dog", "a pirate", "the day", "a time", "the answer", "a question", "the system", "little dog"]
+ARR = Contrastive(
+    tuple(chat("Hello?", f"{word} is fine today") for word in WORDS),
+    tuple(chat("Hello?", f"arr {word} arr arr") for word in WORDS),
+    "writer",
+    "say arr",
+)
+
+
+def test_edits_are_made_from_a_wish(client, served, monkeypatch):
+    """Chats are given here, and few features are tried, so that it takes seconds."""
+    quick = partial(auto_edits, chats=ARR, most_tried=2)
+    monkeypatch.setattr(ember, "auto_edits", quick)
+    told = client.features.AutoSteer("say arr", model=MODEL)
+    ours = quick(served, "say arr", places=("all",)).edits
+    assert [(one.index_in_sae, strength) for one, strength in told.as_dict().items()] == [
+        (feature.index, pytest.approx(strength)) for feature, strength, _ in ours
+    ]
+    monkeypatch.setattr(ember, "auto_edits", lambda scope, text, places: found_edits(scope))
+    (pair,) = client.features.AutoSteer("say arr", model=MODEL).as_dict().items()
+    assert (pair[0].index_in_sae, pair[0].label, pair[1]) == (3, TEXTS[3], 0.7)
+
+
+def found_edits(scope):
+    """Edits that were found, whatever this random model does."""
+    found = scope.features[3]
+    return SimpleNamespace(edits=((found, 0.7, "all"),), note="")
+
+
+def test_a_condition_is_made_from_a_wish_and_goes_back_as_it_came(client, served, monkeypatch):
+    made = partial(auto_condition, chats=ARR)
+    monkeypatch.setattr(ember, "auto_condition", made)
+    condition = client.features.AutoConditional("say arr", model=MODEL)
+    ours = made(served, "say arr")
+    (feature, threshold) = ours.features[0]
+    assert condition[0].left_hand[0].index_in_sae == feature.index
+    assert condition[0].left_hand[0].uuid == UUID(feature_uuid(served.sae.fingerprint, feature.index))
+    assert (condition[0].operator, condition[0].right_hand) == (">", pytest.approx(threshold))
+    variant = Variant(MODEL)
+    variant.set_when(condition, {theirs(5, served): 3.0})
+    answer = client.chat.completions.create([SYSTEM, *CHAT], model=variant, **GREEDY)
+    wish = Controller(whens=(When(ours.condition, Controller((f[5].nudge(3.0),))),))
+    assert answer.choices[0].message["content"] == local(served, [SYSTEM, *CHAT], wish).text
+
+
+def test_contrastive_conversations_are_written(client, served):
+    without, with_ = client.features.generate_contrastive_stimulus("talk like a pirate")
+    assert len(without) == len(with_) > 0
+    assert [c[0] for c in without] == [c[0] for c in with_]
+    assert all(message.keys() == {"role", "content"} for c in [*without, *with_] for message in c)
+    first, second = client.features.contrast(without[:2], with_[:2], model=MODEL, top_k=2)
+    assert len(first) <= 2
+    assert len(second) <= 2
+
+
 # ── bounds, and what is outside them ──────────────────────────────────────────────────────────────────────────────
 
 TOO_LONG = CHAT * 129
@@ -350,7 +413,7 @@ def test_no_text_breaks_a_search(url, text):
 def test_errors_are_the_clients_named_exceptions(served):
     store = Store(None)
     key = store.add_key("ann", requests_per_minute=1)
-    with listening(create_app(Catalog({MODEL: Threads(served)}), store=store)) as at:
+    with live(create_app(Catalog({MODEL: Threads(served)}), store=store)) as at:
         with pytest.raises(raised.UnauthorizedException, match="not known here"):
             goodfire.Client("wrong", base_url=at).features.lookup([1], model=MODEL)
         mine = goodfire.Client(key, base_url=at)
@@ -399,12 +462,12 @@ def test_an_answer_is_the_scopes_own_streamed_or_not(client, both, loop, served)
     assert loop.run_until_complete(whole).choices[0].message["content"] == expected.text
 
 
-def test_the_clients_own_system_message_comes_first_unless_there_is_one(client, engine):
-    client.chat.completions.create(CHAT, model=MODEL, **GREEDY)
-    own = engine.asked[-1].prompt
-    assert "helpful assistant" in engine.scope.lm.tokenizer.decode(own.ids)
-    client.chat.completions.create([SYSTEM, *CHAT], model=MODEL, **GREEDY)
-    assert engine.asked[-1].prompt == engine.scope.lm.prompt([SYSTEM, *CHAT])
+def test_the_clients_own_system_message_comes_first_unless_there_is_one(client, served):
+    own = {"role": "system", "content": DEFAULT_SYSTEM_PROMPT}
+    answer = client.chat.completions.create(CHAT, model=MODEL, **GREEDY)
+    assert answer.choices[0].message["content"] == local(served, [own, *CHAT]).text
+    answer = client.chat.completions.create([SYSTEM, *CHAT], model=MODEL, **GREEDY)
+    assert answer.choices[0].message["content"] == local(served, [SYSTEM, *CHAT]).text
 
 
 def test_seeds_repeat_stops_stop_and_lengths_limit(client, served):
@@ -506,7 +569,7 @@ def test_an_abort_ends_the_answer_and_frees_its_row(client, served, engine, stre
     if streaming:
         assert len(seen) in (index, index + 1)
     until = time.monotonic() + 10
-    while engine.streams:
+    while engine.load().rows or engine.load().waiting:
         assert time.monotonic() < until, "the row is still written"
         time.sleep(0.01)
 
@@ -580,7 +643,7 @@ class Scripted(Threads):
 def test_any_text_arrives_as_it_was_written(served, text):
     engine = Scripted(served)
     engine.text = text
-    with listening(create_app(Catalog({MODEL: engine}))) as at:
+    with live(create_app(Catalog({MODEL: engine}))) as at:
         client = goodfire.Client("any", base_url=at)
         chunks = list(client.chat.completions.create(CHAT, model=MODEL, stream=True))
         assert "".join(chunk.choices[0].delta.content for chunk in chunks) == text
@@ -614,7 +677,7 @@ def test_many_clients_at_once_get_their_own_answers(url, served):
 def test_without_an_atlas_labels_alone_are_searched(scope, monkeypatch):
     for embedder, asked in ((lambda: None, "pirate"), (Concepts, "buccaneer")):
         monkeypatch.setattr(known, "default_embedder", embedder)
-        with listening(
+        with live(
             create_app(Catalog({"tiny": Threads(Scope(scope.lm, scope.sae, labels=scope.features.labels))}))
         ) as at:
             client = goodfire.Client("any", base_url=at)

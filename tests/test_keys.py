@@ -224,7 +224,7 @@ def test_with_keys_a_missing_or_wrong_one_is_401_before_anything_is_read(served)
     client, store = served
     secret = store.add_key("anna")
     for headers in ({}, bearer("sk-wrong"), {"authorization": f"Basic {secret}"}, {"authorization": "Bearer"}):
-        out = client.post(CHAT, content=b"{ no JSON", headers=headers)
+        out = client.post(CHAT, content=b"{ no JSON", headers=headers)  # nor does it say what it is
         assert out.status_code == 401, headers
         assert out.json()["error"]["code"] == "invalid_api_key"
         assert out.headers["www-authenticate"] == "Bearer"

@@ -7,6 +7,7 @@ have, they are laid out anew, wider; the first ones are kept, and used again as 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import fields
 
@@ -109,7 +110,8 @@ class SteeringTable:
             self._take(self.first, self._first)
 
     def _needed(self) -> Shape:
-        return Shape.of([one.program for one in self.steered if one is not None])
+        shapes = (Shape.of([one.program]) for one in self.steered if one is not None)
+        return functools.reduce(Shape.joined, shapes, Shape())
 
     def _make_room(self, shape: Shape) -> None:
         self.fit()

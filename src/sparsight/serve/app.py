@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from sparsight import __version__
 from sparsight.errors import SparsightError
-from sparsight.serve import ember, health
+from sparsight.serve import ember, health, native, neuronpedia
 from sparsight.serve.catalog import Catalog
 from sparsight.serve.gate import Gate
 from sparsight.serve.logs import tell
@@ -35,6 +35,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     completions.router,
     variants.router,
     ember.router,
+    native.router,
+    neuronpedia.router,
 )
 
 

@@ -104,9 +104,11 @@ class EmbeddedEngine:
         row = self._row(request)
         with self._changed:
             self._check_open()
+            if len(self.waiting) >= self.waiting.limit:
+                self.waiting.drop_those(lambda one: one.cancelled)
             self.waiting.put(request.owner, row)
             self._changed.notify()
-        return Listening(row.mailbox, lambda: self._cancel(row))
+        return Listening(row.mailbox, lambda: self._cancel(row), row.cancel)
 
     async def run(self, work: Callable[[Scope], T]) -> T:
         """Something else that needs the model, between two steps, in the engine's thread."""
@@ -171,10 +173,9 @@ class EmbeddedEngine:
 
     def _cancel(self, row: Row) -> None:
         """Nobody listens any more: the row leaves before the next step."""
-        row.cancelled = True
+        row.cancel()
         with self._changed:
             self.waiting.drop(row)
-            self._changed.notify()
 
     def _busy(self) -> bool:
         with self._changed:
@@ -189,17 +190,23 @@ class EmbeddedEngine:
             ready.set_exception(error)
             return
         ready.set_result(None)
-        while True:
-            with self._changed:
-                while not (self._stopping or self.rows.rows or self.reading or len(self.waiting) or self.jobs):
-                    self._changed.wait()
-                if self._stopping:
-                    break
-            self._job()
-            self._read_prompts()
-            self._write()
-            self._ring()
-        self._end_all()
+        error: BaseException = Stopped("The server stopped before the answer was written.")
+        try:
+            while self._has_work():
+                self._job()
+                self._read_prompts()
+                self._write()
+                self._ring()
+        except BaseException as fault:  # nobody must wait for an engine that is gone
+            error = fault
+        self._end_all(error)
+
+    def _has_work(self) -> bool:
+        """Waits for something to do; False where it is to stop."""
+        with self._changed:
+            while not (self._stopping or self.rows.rows or self.reading or len(self.waiting) or self.jobs):
+                self._changed.wait()
+            return not self._stopping
 
     def _job(self) -> None:
         """One of the other uses of the model."""
@@ -278,9 +285,9 @@ class EmbeddedEngine:
         ring(self._told.values())
         self._told.clear()
 
-    def _end_all(self) -> None:
-        error = Stopped("The server stopped before the answer was written.")
+    def _end_all(self, error: BaseException) -> None:
         with self._changed:
+            self._stopping = True
             waiting, reading = self.waiting.everything(), self.reading
             jobs, self.jobs = list(self.jobs), deque()
         self.reading = None
@@ -289,8 +296,8 @@ class EmbeddedEngine:
             with suppress(Exception):
                 if future.set_running_or_notify_cancel():
                     future.set_exception(error)
-        self.rows.drop()
         self._ring()
+        self.rows.drop()
 
 
 def _sizes(compiled: bool | Sequence[int], rows: int) -> list[int]:

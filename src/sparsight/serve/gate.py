@@ -12,7 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sparsight.errors import SparsightError
+from sparsight.errors import BadInput, SparsightError
 from sparsight.serve.logs import tell
 from sparsight.serve.refusals import Draining, NoKey, TooLarge, TooSlow, body_of, encoded, refusal_of, refused
 from sparsight.serve.service import Service
@@ -60,7 +60,10 @@ class Gate:
             return
         if self.service.draining:
             raise Draining("This server is stopping, and takes in nothing new. Ask another one, or come again later.")
-        visit.key = key = await self._caller(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        visit.key = key = await self._caller(headers)
+        if scope["method"] in ("POST", "PUT", "PATCH") and not is_json(headers.get("content-type", "")):
+            raise BadInput("Requests here are JSON, and say so: `content-type: application/json`.")
         receive = await _whole(scope, receive, self.service.settings.body_bytes, self.service.settings.body_seconds)
         if key is None:
             await self.app(scope, receive, send)
@@ -162,3 +165,9 @@ async def _refuse(scope: Scope, receive: Receive, told: _Told, error: Exception)
 def is_guarded(path: str) -> bool:
     """Whether a path is one of the API's."""
     return any(path == prefix or path.startswith(prefix + "/") for prefix in GUARDED)
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a body is said to be JSON. A page of another origin cannot say so without asking first."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

@@ -97,6 +97,7 @@ class Prefixes:
             return
         new: list[tuple[int, int]] = []  # (place in the prompt, place here)
         mine = set(names)
+        self._used(names)  # so that what makes room is another prompt's
         for number, name in enumerate(names):
             if name in self._known:
                 continue

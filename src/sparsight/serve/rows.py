@@ -58,7 +58,8 @@ class Rows:
         self.rows.append(row)
         self._sampler = None
         try:
-            self.table.put(at, prompting.steering)
+            if row.steered:
+                self.table.put(at, prompting.steering)
             self._choose(prompting.logits, Sampler([row.draws], self.scope.lm.device), at)
             if not row.over:
                 self.slots.put(at, prompting.past, row.room)
@@ -90,6 +91,7 @@ class Rows:
         for at in range(len(self.rows) - 1, -1, -1):
             if self.rows[at].over:
                 self._leave(at)
+        self.table.fit()
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 

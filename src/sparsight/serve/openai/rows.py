@@ -67,6 +67,9 @@ class Rows:
 
     def _count(self, row: int, update: Update) -> None:
         self.written += 1
+        if self.visit.settings.log_prompts:
+            said = self.visit.facts.setdefault("answers", [""] * len(self.requests))
+            said[row] += update.text
         self.visit.charge(1)
         self._metrics.told.labels(self._model).inc()
         self.visit.note(completion_tokens=self.written)

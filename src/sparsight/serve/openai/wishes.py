@@ -16,6 +16,7 @@ from sparsight.errors import SparsightError
 from sparsight.lm.batch import Prompt
 from sparsight.lm.generate import check_room
 from sparsight.records import Message, Sampling
+from sparsight.scope.program import compile_controller
 from sparsight.scope.scope import Scope
 from sparsight.serve.engine import Request
 from sparsight.serve.openai.forms import ChatForm, ChatMessage, CompletionForm, Part, Writing
@@ -112,11 +113,12 @@ def text_prompts(form: CompletionForm, scope: Scope, most: int) -> list[Prompt]:
 
 
 def controller_of(form: Mapping[str, Any] | None, scope: Scope, before: Controller) -> Controller:
-    """The variant's controller, then the request's own; proved to be one that this SAE can act on. Raises BadField."""
+    """The variant's controller, then the request's own; one that this SAE has features for. Where it acts, and whether
+    a row has room for it, is the engine's to say. Raises BadField."""
     try:
         wish = before if form is None else before + from_json(form) if before else from_json(form)
         if wish:
-            scope.steering([wish], [Prompt((), ())])
+            compile_controller(wish, scope.sae)
         return wish
     except SparsightError as error:
         raise BadField("controller", str(error)) from error

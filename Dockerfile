@@ -1,0 +1,16 @@
+# sparsight on CPUs:  docker build -t sparsight . ; docker run -p 8000:8000 -v sparsight:/data sparsight
+# A key has to be made first, since others can reach what listens in a container: see docs/http.md.
+FROM python:3.12-slim
+
+RUN pip install --no-cache-dir torch --index-url https://download.pytorch.org/whl/cpu
+COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md /src/
+COPY src /src/src
+RUN pip install --no-cache-dir "/src[serve,search]" && rm -r /src
+
+RUN useradd --create-home sparsight && mkdir /data && chown sparsight /data
+USER sparsight
+ENV XDG_DATA_HOME=/data HF_HOME=/data/huggingface
+VOLUME /data
+EXPOSE 8000
+ENTRYPOINT ["sparsight"]
+CMD ["serve", "demo", "--host", "0.0.0.0", "--keys", "/data/serve.db"]
