@@ -294,6 +294,18 @@ def test_json_without_its_content_type_is_refused(client):
     assert "content-type: application/json" in out.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [("127.0.0.1:8000", True), ("localhost", True), ("[::1]:80", True), ("x.localhost:1", True), ("evil.com", False),
+     ("evil.com:8000", False), ("127.0.0.1.evil.com", False), ("", False), ("localhost.evil.com:1", False)],
+)  # fmt: skip
+def test_without_keys_a_web_page_whose_name_leads_here_is_not_let_in(scope, host, here):
+    app = create_app(Catalog({"tiny": Threads(scope)}))
+    app.state.service.strict = True
+    with TestClient(app) as client:
+        assert client.get("/v1/models", headers={"host": host}).status_code == (200 if here else 401)
+
+
 scalars = st.none() | st.booleans() | st.floats() | st.integers(-(2**70), 2**70) | st.text(max_size=5)
 lists = st.lists(scalars | st.dictionaries(st.text(max_size=5), scalars, max_size=3), max_size=3)
 json_values = scalars | lists | st.dictionaries(st.text(max_size=5), scalars | lists, max_size=3)
