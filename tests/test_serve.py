@@ -196,7 +196,7 @@ def test_what_is_not_said_is_as_with_openai(client, engine):
     ask(client, max_tokens=None, max_completion_tokens=4, seed=None)
     asked = engine.asked[-1].sampling
     assert (asked.max_new_tokens, asked.temperature, asked.top_p, asked.stop) == (4, 1.0, 1.0, ())
-    form = {"model": "tiny", "messages": [{"role": "user", "content": "dog " * 105}], "seed": 1}
+    form = {"model": "tiny", "messages": [{"role": "user", "content": "dog " * 215}], "seed": 1}
     room = 256 - ask(client, **form)["usage"]["prompt_tokens"]
     assert 0 < room < 60
     out = client.post(CHAT, json=form | {"user": "me", "later": {"a": 1}})

@@ -99,7 +99,10 @@ async def drain(service: Service) -> bool:
 
 
 async def stop(service: Service) -> None:
-    """End everything."""
+    """End everything, once."""
+    if service.stopped:
+        return
+    service.stopped = True
     if not service.draining:
         await drain(service)
     service.ready = False
