@@ -57,6 +57,9 @@ class Server:
     def end(self, sig):
         """Its exit code."""
         self.child.send_signal(sig)
+        return self.ended()
+
+    def ended(self):
         code = self.child.wait(60)
         self.listener.join()
         self.child.stderr.close()
@@ -97,12 +100,12 @@ def client(server, key):
 
 
 def made_key(file, name):
-    done = subprocess_free("keys", "add", name, "--keys", str(file), "--json")
+    done = said_by("keys", "add", name, "--keys", str(file), "--json")
     return json.loads(done)["key"]
 
 
-def subprocess_free(*args):
-    """What a verb prints, run in this process."""
+def said_by(*args):
+    """What a verb prints; in this process, since a new one imports for seconds."""
     from contextlib import redirect_stdout
     from io import StringIO
 
@@ -145,11 +148,11 @@ def test_keys_are_made_listed_and_revoked_while_it_runs(server, file):
     secret = made_key(file, "ben")
     bens = openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0)
     assert ask(bens).choices
-    listed = {key["name"]: key for key in json.loads(subprocess_free("keys", "list", "--keys", file, "--json"))}
+    listed = {key["name"]: key for key in json.loads(said_by("keys", "list", "--keys", file, "--json"))}
     assert set(listed) == {"anna", "ben"}
     assert listed["ben"]["last_used"] is not None
     assert secret not in json.dumps(listed)
-    subprocess_free("keys", "revoke", "ben", "--keys", file)
+    said_by("keys", "revoke", "ben", "--keys", file)
     with pytest.raises(openai.AuthenticationError, match="revoked"):
         ask(bens)
     bens.close()
@@ -193,5 +196,5 @@ def test_told_to_end_it_lets_its_answers_end_first(server, client):
     chunks += list(going)
     assert chunks[-1].choices[0].finish_reason == "length"
     assert len(chunks) == 150
-    assert server.child.wait(30) == 0
+    assert server.ended() == 0
     assert {"draining", "stopped"} <= {line["event"] for line in server.lines}

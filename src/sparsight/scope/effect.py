@@ -22,16 +22,13 @@ from sparsight.scope.layout import Buffers, Shape
 class Effect(NamedTuple):
     """Of a pass. out: [batch, pos, d_in], what flows on, in its own dtype and on its own device. touched: [batch, pos],
     bool; share: [batch, pos], |change| / |residual|, 0 where untouched; happened: [batch, pos, event], bool, the events
-    that hold; edited: [batch, pos, slot], bool, the features that were changed; before, change: likewise, their
-    activations before any edit, and what was added to them."""
+    that hold; edited: [batch, pos, slot], bool, the features that were changed."""
 
     out: Tensor
     touched: Tensor
     share: Tensor
     happened: Tensor
     edited: Tensor
-    before: Tensor
-    change: Tensor
 
 
 class Changes(NamedTuple):
@@ -96,20 +93,7 @@ def changes(
         after = torch.where(on[..., depth * n : (depth + 1) * n], changed, after)
     meant = on[..., :n] if depths == 1 else on[..., : depths * n].unflatten(-1, (depths, n)).any(-2)
     change = torch.where(meant, after - a, torch.zeros_like(a))
-<<<<<<< HEAD
-    delta = change @ b["decoder"]
-    delta = delta if size is None else delta * size
-    edited = change != 0
-    edits = edited.any(-1, keepdim=True)
-    out = torch.where(edits, (x + delta).to(flow.dtype), flow.to(sae.device))
-    moved = torch.where(edits, out.to(x.dtype) - x, torch.zeros_like(x))  # as it is after rounding
-    touched = (moved != 0).any(-1)
-    share = moved.norm(dim=-1) / x.norm(dim=-1).clamp_min(torch.finfo(x.dtype).tiny)
-    share = torch.where(touched, share, torch.zeros_like(share))
-    return Effect(out.to(home), touched, share, on[..., depths * n :], edited, a, change)
-=======
     return Changes(a, change, on, size)
->>>>>>> w-ember
 
 
 def tally(b: Buffers, kinds: Int[Tensor, "batch pos"], done: Effect) -> None:
