@@ -83,8 +83,7 @@ def serving(args: list[str], model: str, log: Path, ready: str = "/readyz") -> I
 
 def sparsight(folder: Path | None, keys: Path, *more: str) -> list[str]:
     """The command of our own server: of the demo, or of a model in a folder with the demo's SAE."""
-    sae, atlas = demo_folder() / "sae", demo_folder() / "atlas"
-    of = [] if folder is None else [str(folder), "--sae", str(sae), "--atlas", str(atlas)]
+    of = [] if folder is None else [str(folder), "--sae", str(demo_folder() / "sae")]
     return [sys.executable, "-m", "sparsight", "serve", *of, "--port", "PORT", "--keys", str(keys), *more]
 
 
