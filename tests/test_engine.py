@@ -140,11 +140,12 @@ def test_a_request_writes_among_others_what_it_writes_alone(scope64, seed):
 
 
 def empty(engine):
-    """Nothing of anybody is left in the rows."""
+    """Nothing of anybody is left in the rows; idle rows of a compiled step write into the first place of theirs."""
+    first = 1 if engine.compiled else 0
     assert not engine.rows.rows
     assert not engine.rows.twins
     for slots in (engine.rows.slots, engine.rows.twin_slots):
-        assert not any(t.any() for t in (*slots.keys, *slots.values))
+        assert not any(t[:, :, first:].any() for t in (*slots.keys, *slots.values))
     assert not any(engine.rows.table.steered)
     assert not engine.rows.table.b["kinds"].any()
 
