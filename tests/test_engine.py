@@ -171,7 +171,7 @@ def test_memory_is_as_it_was_when_everybody_has_left(scope64):
         all_heard(engine, requests)
         assert asyncio.run(engine.drain(5))
         assert held() == before
-        assert not [thing for thing in gc.get_objects() if isinstance(thing, Row)]
+        assert not [thing for thing in gc.get_objects() if type(thing) is Row]
 
 
 def test_features_of_new_tokens_are_those_that_chat_reads(scope64):
