@@ -389,12 +389,18 @@ def test_a_completion_that_cannot_be_had_is_refused(client, more, says):
     assert says in out.json()["error"]["message"]
 
 
-def test_tools_go_to_a_template_that_takes_them(scope, tokenizer, engine):
-    class Sees:
-        lm = type("lm", (), {"tokenizer": type("t", (), {"chat_template": "{% if tools %}{{ tools }}{% endif %}"})})
-
-    assert takes_tools(Sees)
+def test_tools_go_to_a_template_that_takes_them(client, engine, scope, tokenizer, monkeypatch):
     assert not takes_tools(scope)
+    template = tokenizer.chat_template
+    monkeypatch.setattr(tokenizer, "chat_template", "{% if tools %}Tools: {{ tools | tojson }}{% endif %}" + template)
+    assert takes_tools(scope)
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    ask(client, tools=tools)
+    assert '"name": "weather"' in tokenizer.decode(engine.asked[-1].prompt.ids)
+    ask(client, tools=tools, tool_choice="none")
+    assert "weather" not in tokenizer.decode(engine.asked[-1].prompt.ids)
+    monkeypatch.setattr(tokenizer, "chat_template", template + "{% generation %}{{ tools }}{% endgeneration %}")
+    assert takes_tools(scope), "also where the template has tags of transformers' own"
 
 
 def test_a_model_without_a_chat_template_says_so(scope, tokenizer, monkeypatch):

@@ -91,7 +91,8 @@ class Gate:
         key = store.key_of(secret.strip())
         if key is None:
             raise NoKey("This key is not known here, or was revoked.")
-        await asyncio.to_thread(store.used, key)
+        if key.is_unseen:
+            await asyncio.to_thread(store.used, key)
         return key
 
     async def _out_of_time(self, scope: Scope, receive: Receive, told: _Told) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError, meta
@@ -80,14 +81,16 @@ def _joined(parts: Sequence[Part], place: str) -> str:
 def takes_tools(scope: Scope) -> bool:
     """Whether the model's chat template looks at tools."""
     template: Any = scope.lm.tokenizer.chat_template
-    if isinstance(template, Mapping):
-        return "tool_use" in template
+    return "tool_use" in template if isinstance(template, Mapping) else _looks_at_tools(str(template or ""))
+
+
+@lru_cache(maxsize=64)
+def _looks_at_tools(template: str) -> bool:
+    sandbox = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        return "tools" in meta.find_undeclared_variables(
-            ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(template or "")
-        )
-    except TemplateError:
-        return "tools" in str(template)  # a tag of transformers' own
+        return "tools" in meta.find_undeclared_variables(sandbox.parse(template))
+    except TemplateError:  # a tag of transformers' own
+        return "tools" in template
 
 
 def text_prompts(form: CompletionForm, scope: Scope, most: int) -> list[Prompt]:
