@@ -385,6 +385,21 @@ def test_what_is_out_of_bounds_is_refused_in_pydantics_words(url, path, body, sa
     assert says in answer.text
 
 
+def test_as_many_features_are_had_by_id_as_the_contract_says(served, loop):
+    """Such a URL is longer than servers of HTTP read, so that the app itself is asked."""
+
+    async def ask(ids):
+        transport = httpx.ASGITransport(create_app(Catalog({"tiny": EmbeddedEngine(served)})))
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as app:
+            return await app.get("/api/inference/v1/features/", params={"feature_id": ids})
+
+    every = [feature_uuid(served.sae.fingerprint, i) for i in range(128)] * 64
+    answer = loop.run_until_complete(ask(every))
+    assert [one["index_in_sae"] for one in answer.json()["features"]] == [*range(128)] * 64
+    answer = loop.run_until_complete(ask(["x"] * 8193))
+    assert (answer.status_code, MANY.format(8192, 8193) in answer.text) == (422, True)
+
+
 def test_the_client_hears_of_bounds_and_of_models_that_are_not_served(client):
     with pytest.raises(raised.RequestFailedException, match="Input should be less than or equal to 100"):
         client.features.search("pirate", model=MODEL, top_k=101)
