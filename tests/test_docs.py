@@ -57,6 +57,8 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch, request, loop):
         line = text[: block.start()].count("\n") + 2
         with contextlib.redirect_stdout(io.StringIO()):
             exec(compile("\n" * (line - 1) + block.group(1), str(page), "exec"), names)
+    if hasattr(names.get("client"), "close"):
+        names["client"].close()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")

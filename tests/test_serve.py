@@ -196,7 +196,7 @@ def test_what_is_not_said_is_as_with_openai(client, engine):
     ask(client, max_tokens=None, max_completion_tokens=4, seed=None)
     asked = engine.asked[-1].sampling
     assert (asked.max_new_tokens, asked.temperature, asked.top_p, asked.stop) == (4, 1.0, 1.0, ())
-    form = {"model": "tiny", "messages": [{"role": "user", "content": "dog " * 105}], "seed": 1}
+    form = {"model": "tiny", "messages": [{"role": "user", "content": "dog " * 215}], "seed": 1}
     room = 256 - ask(client, **form)["usage"]["prompt_tokens"]
     assert 0 < room < 60
     out = client.post(CHAT, json=form | {"user": "me", "later": {"a": 1}})
@@ -389,12 +389,18 @@ def test_a_completion_that_cannot_be_had_is_refused(client, more, says):
     assert says in out.json()["error"]["message"]
 
 
-def test_tools_go_to_a_template_that_takes_them(scope, tokenizer, engine):
-    class Sees:
-        lm = type("lm", (), {"tokenizer": type("t", (), {"chat_template": "{% if tools %}{{ tools }}{% endif %}"})})
-
-    assert takes_tools(Sees)
+def test_tools_go_to_a_template_that_takes_them(client, engine, scope, tokenizer, monkeypatch):
     assert not takes_tools(scope)
+    template = tokenizer.chat_template
+    monkeypatch.setattr(tokenizer, "chat_template", "{% if tools %}Tools: {{ tools | tojson }}{% endif %}" + template)
+    assert takes_tools(scope)
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    ask(client, tools=tools)
+    assert '"name": "weather"' in tokenizer.decode(engine.asked[-1].prompt.ids)
+    ask(client, tools=tools, tool_choice="none")
+    assert "weather" not in tokenizer.decode(engine.asked[-1].prompt.ids)
+    monkeypatch.setattr(tokenizer, "chat_template", template + "{% generation %}{{ tools }}{% endgeneration %}")
+    assert takes_tools(scope), "also where the template has tags of transformers' own"
 
 
 def test_a_model_without_a_chat_template_says_so(scope, tokenizer, monkeypatch):

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sparsight import __version__
-from sparsight.errors import SparsightError
+from sparsight.disk import first_line
+from sparsight.errors import BadInput, SparsightError
 from sparsight.serve import ember, health, native, neuronpedia
 from sparsight.serve.catalog import Catalog
 from sparsight.serve.gate import Gate
@@ -78,6 +79,9 @@ def create_app(catalog: Catalog, settings: ServeSpec | None = None, store: Store
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
+    cause = error.__cause__
+    if isinstance(error, HTTPException) and isinstance(cause, RecursionError | ValueError):  # of reading the body
+        error = BadInput(f"The body cannot be read as JSON: {first_line(cause)}.")
     return refused(request.url.path, error)
 
 
@@ -99,7 +103,10 @@ async def drain(service: Service) -> bool:
 
 
 async def stop(service: Service) -> None:
-    """End everything."""
+    """End everything, once."""
+    if service.stopped:
+        return
+    service.stopped = True
     if not service.draining:
         await drain(service)
     service.ready = False

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from sparsight.disk import first_line
 from sparsight.errors import BadInput, SparsightError
-from sparsight.serve.app import drain
+from sparsight.serve.app import drain, stop
 from sparsight.serve.logs import tell
 from sparsight.serve.service import Service
 from sparsight.serve.spec import ServeSpec
@@ -26,6 +26,7 @@ def serve(app: FastAPI) -> None:
     engine from starting."""
     service: Service = app.state.service
     check_open(service.settings, service.store)
+    service.strict = True
     sock = listening(service)
     config = uvicorn.Config(
         app,
@@ -97,6 +98,5 @@ class Server(uvicorn.Server):
         ended = await drain(self.service)
         if not ended:
             tell("answers cut off", after=self.service.settings.drain_seconds)
-        for engine in self.service.catalog.each():
-            await asyncio.to_thread(engine.stop)
+        await stop(self.service)
         self.should_exit = True

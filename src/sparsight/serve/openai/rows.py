@@ -128,14 +128,16 @@ async def _merged(streams: Sequence[AsyncGenerator[Update, None]]) -> AsyncItera
         async for update in streams[0]:
             yield 0, update
         return
-    heard: asyncio.Queue[tuple[int, Update | Exception | None]] = asyncio.Queue(AHEAD)
+    heard: asyncio.Queue[tuple[int, Update | BaseException | None]] = asyncio.Queue(AHEAD)
 
     async def listen(row: int) -> None:
         try:
             async for update in streams[row]:
                 await heard.put((row, update))
             await heard.put((row, None))
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             await heard.put((row, error))
 
     listeners = [asyncio.create_task(listen(row)) for row in range(len(streams))]
@@ -143,7 +145,7 @@ async def _merged(streams: Sequence[AsyncGenerator[Update, None]]) -> AsyncItera
         going = len(streams)
         while going:
             row, update = await heard.get()
-            if isinstance(update, Exception):
+            if isinstance(update, BaseException):
                 raise update
             if update is None:
                 going -= 1
