@@ -140,11 +140,12 @@ def test_a_request_writes_among_others_what_it_writes_alone(scope64, seed):
 
 
 def empty(engine):
-    """Nothing of anybody is left in the rows."""
+    """Nothing of anybody is left in the rows; idle rows of a compiled step write into the first place of theirs."""
+    first = 1 if engine.compiled else 0
     assert not engine.rows.rows
     assert not engine.rows.twins
     for slots in (engine.rows.slots, engine.rows.twin_slots):
-        assert not any(t.any() for t in (*slots.keys, *slots.values))
+        assert not any(t[:, :, first:].any() for t in (*slots.keys, *slots.values))
     assert not any(engine.rows.table.steered)
     assert not engine.rows.table.b["kinds"].any()
 
@@ -170,7 +171,7 @@ def test_memory_is_as_it_was_when_everybody_has_left(scope64):
         all_heard(engine, requests)
         assert asyncio.run(engine.drain(5))
         assert held() == before
-        assert not [thing for thing in gc.get_objects() if isinstance(thing, Row)]
+        assert not [thing for thing in gc.get_objects() if type(thing) is Row]
 
 
 def test_features_of_new_tokens_are_those_that_chat_reads(scope64):

@@ -127,7 +127,7 @@ class Alone:
         self.length = length
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(any_controller, st.integers(0, 3)), min_size=1, max_size=6), st.integers(0, 2**16))
 def test_a_table_does_to_each_row_what_its_steering_does_alone(wishes, seed):
     g = torch.Generator().manual_seed(seed)
@@ -143,9 +143,9 @@ def test_a_table_does_to_each_row_what_its_steering_does_alone(wishes, seed):
         x = torch.randn(1, 5, D, generator=g, dtype=torch.float64) * 2
         kinds = torch.tensor([[int(KINDS[i]) for i in torch.randperm(6, generator=g)[:5]]])
         place = Place(kinds, torch.arange(5).unsqueeze(0), True, torch.rand(1, 5, generator=g) * 2.5)
-        for steering in (alone.steering, alone.reference):  # a prompt first: its tally comes along
-            steering.edit(x, place)
-            assert steering.new_events(0) == alone.steering.new_events(0) or steering is alone.reference
+        alone.steering.edit(x, place)  # a prompt first: its tally comes along
+        alone.reference.edit(x, place)
+        assert alone.steering.new_events(0) == alone.reference.new_events(0)
         table.put(len(rows), alone.steering)
         rows.append(alone)
         check_step(table, rows, g)
@@ -164,7 +164,9 @@ def check_step(table, rows, g):
         reference = alone.reference
         theirs = reference.apply(x[row : row + 1], *(t[row : row + 1] for t in (kinds, positions, nats)))
         assert_close(out[row], theirs[0])
-        assert table.receipt(row) == reference.receipt(0)
+        mine, same = table.receipt(row), reference.receipt(0)
+        assert (mine.controller, mine.touched, mine.seen) == (same.controller, same.touched, same.seen)
+        assert mine.change == pytest.approx(same.change)
         assert list(events.get(row, ())) == reference.new_events(0)
 
 

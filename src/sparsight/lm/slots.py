@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from sparsight.errors import TooLong
+from sparsight.lm.cache import pairs
 from sparsight.lm.lm import ObservableLanguageModel
 
 SMALLEST = 128  # tokens of a row's first capacity; it grows by doubling
@@ -45,9 +46,8 @@ class Slots:
         if not self.keys:
             self._take(past)
         self._reserve(room)
-        for mine, theirs in zip(self._layers(), past.layers, strict=True):
-            for slot, given in zip(mine, (theirs.keys, theirs.values), strict=True):
-                assert isinstance(given, Tensor)
+        for mine, theirs in zip(self._layers(), pairs(past), strict=True):
+            for slot, given in zip(mine, theirs, strict=True):
                 slot[row, :, : given.shape[2]].copy_(given[0])
 
     @torch.no_grad()
@@ -70,10 +70,8 @@ class Slots:
         return list(zip(self.keys, self.values, strict=True))
 
     def _take(self, past: Cache) -> None:
-        for layer in past.layers:
-            assert isinstance(layer, DynamicLayer)
-            for mine, given in ((self.keys, layer.keys), (self.values, layer.values)):
-                assert isinstance(given, Tensor)
+        for pair in pairs(past):
+            for mine, given in zip((self.keys, self.values), pair, strict=True):
                 mine.append(given.new_zeros(self.rows, given.shape[1], self.capacity, given.shape[3]))
 
     def _reserve(self, room: int) -> None:

@@ -88,10 +88,11 @@ class Rows:
 
     def drop(self) -> None:
         """Frees the rows that are over, and those that nobody listens to any more."""
-        for at in range(len(self.rows) - 1, -1, -1):
-            if self.rows[at].over:
-                self._leave(at)
-        self.table.fit()
+        over = [at for at, row in enumerate(self.rows) if row.over]
+        for at in reversed(over):
+            self._leave(at)
+        if over:
+            self.table.fit()
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 
