@@ -133,6 +133,8 @@ def test_what_cannot_be_done_there_is_said_as_here(there, url):
         sparsight.connect("localhost:8000")
     with pytest.raises(NoAnswer, match="Is the server running"):
         sparsight.connect("http://127.0.0.1:9")
+    with pytest.raises(BadInput, match="no edit to compare"):
+        there.compare(CHAT, None)
     with pytest.raises(BadInput, match="one of the two"):
         there.wire.post("/read", {"model": "tiny"})
     for status, kind in ((429, Busy), (503, Stopped), (500, NoAnswer), (401, NoAnswer), (400, BadInput)):

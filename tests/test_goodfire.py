@@ -27,7 +27,6 @@ from sparsight.edits import Comparison, Controller, Feature, When
 from sparsight.ids import feature_uuid
 from sparsight.lm.text import TextStream, vocabulary
 from sparsight.scope.attribution import attribute
-from sparsight.scope.auto import auto_edits
 from sparsight.scope.auto_condition import auto_condition
 from sparsight.scope.contrast import contrast
 from sparsight.scope.contrastive import Contrastive, chat
@@ -297,23 +296,28 @@ ARR = Contrastive(
 
 
 def test_edits_are_made_from_a_wish(client, served, monkeypatch):
-    """Chats are given here, and few features are tried, so that it takes seconds."""
-    quick = partial(auto_edits, chats=ARR, most_tried=2)
-    monkeypatch.setattr(ember, "auto_edits", quick)
-    told = client.features.AutoSteer("say arr", model=MODEL)
-    ours = quick(served, "say arr", places=("all",)).edits
-    assert [(one.index_in_sae, strength) for one, strength in told.as_dict().items()] == [
-        (feature.index, pytest.approx(strength)) for feature, strength, _ in ours
-    ]
-    monkeypatch.setattr(ember, "auto_edits", lambda scope, text, places: found_edits(scope))
-    (pair,) = client.features.AutoSteer("say arr", model=MODEL).as_dict().items()
-    assert (pair[0].index_in_sae, pair[0].label, pair[1]) == (3, TEXTS[3], 0.7)
+    """What finds them has tests of its own, and takes its time: here they are given."""
+    asked = []
 
+    def found(scope, wish, places):
+        asked.append((wish, places))
+        return SimpleNamespace(edits=((scope.features[3], 0.7, "all"), (scope.features[50], -0.2, "all")), note="")
 
-def found_edits(scope):
-    """Edits that were found, whatever this random model does."""
-    found = scope.features[3]
-    return SimpleNamespace(edits=((found, 0.7, "all"),), note="")
+    monkeypatch.setattr(ember, "auto_edits", found)
+    edits = client.features.AutoSteer("talk like a pirate", model=MODEL)
+    assert asked == [("talk like a pirate", ("all",))], "Ember's edits act on all tokens"
+    told = [(one.index_in_sae, one.label, strength) for one, strength in edits.as_dict().items()]
+    assert told == [(3, TEXTS[3], 0.7), (50, "feature 50", -0.2)]
+    variant = Variant(MODEL)
+    variant.set(edits)
+    answer = client.chat.completions.create([SYSTEM, *CHAT], model=variant, **GREEDY)
+    assert (
+        answer.choices[0].message["content"] == local(served, [SYSTEM, *CHAT], f[3].nudge(0.7) + f[50].nudge(-0.2)).text
+    )
+    raw = SimpleNamespace(edits=((served.features[3].raw, 0.7, "all"),), note="")
+    monkeypatch.setattr(ember, "auto_edits", lambda scope, wish, places: raw)
+    with pytest.raises(raised.RequestFailedException, match="serve it with its atlas"):
+        client.features.AutoSteer("talk like a pirate", model=MODEL)
 
 
 def test_a_condition_is_made_from_a_wish_and_goes_back_as_it_came(client, served, monkeypatch):
@@ -383,6 +387,31 @@ def test_what_is_out_of_bounds_is_refused_in_pydantics_words(url, path, body, sa
     answer = post(url, path, body | {"model": "tiny"})
     assert answer.status_code == 422
     assert says in answer.text
+
+
+def test_as_many_features_are_had_by_id_as_the_contract_says(served, loop):
+    """Such a URL is longer than HTTP's libraries take, so that the app itself is asked."""
+
+    def ask(ids):
+        told = []
+        query = "&".join(f"feature_id={id}" for id in ids).encode()
+        asked = {"type": "http", "method": "GET", "path": "/api/inference/v1/features/", "query_string": query,
+                 "headers": [], "http_version": "1.1", "scheme": "http", "root_path": ""}  # fmt: skip
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message):
+            told.append(message)
+
+        loop.run_until_complete(create_app(Catalog({"tiny": EmbeddedEngine(served)}))(asked, receive, send))
+        return told[0]["status"], b"".join(one.get("body", b"") for one in told[1:]).decode()
+
+    status, body = ask([feature_uuid(served.sae.fingerprint, i) for i in range(128)] * 64)
+    assert status == 200
+    assert [one["index_in_sae"] for one in json.loads(body)["features"]] == [*range(128)] * 64
+    status, body = ask(["x"] * 8193)
+    assert (status, MANY.format(8192, 8193) in body) == (422, True)
 
 
 def test_the_client_hears_of_bounds_and_of_models_that_are_not_served(client):

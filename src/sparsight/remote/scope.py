@@ -126,8 +126,15 @@ class Scope:
         """Which features raised the logits of these tokens: see sparsight.scope.attribution.attribute."""
         body = {"model": self.model, **_prompt(messages), "start": start, "end": end, **how}
         told = self.wire.post("/attribute", body)
-        sides, more = (tuple(told[name]) for name in ("top", "bottom")), (told["start"], told["end"])
-        return Attribution(*sides, tuple(told["texts"]), *more, tuple(told["logits"]), told["rest"])
+        return Attribution(
+            tuple(told["top"]),
+            tuple(told["bottom"]),
+            tuple(told["texts"]),
+            told["start"],
+            told["end"],
+            tuple(told["logits"]),
+            told["rest"],
+        )
 
     # ── the parts ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -16,16 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import torch
-
 from sparsight.edits import Controller, Feature
 from sparsight.errors import BadInput, NoChatTemplate
 from sparsight.records import Progress, Sampling, finite, is_whole
 from sparsight.scope.candidates import candidates
 from sparsight.scope.contrast import contrast
-from sparsight.scope.contrastive import QUESTIONS, Contrastive, Writer, chat, contrastive, draws, wish_of
+from sparsight.scope.contrastive import QUESTIONS, Contrastive, Writer, contrastive, draws, wish_of
 from sparsight.scope.scope import Scope
-from sparsight.scope.trial import Gauge, Setting, Trial, controller, surprise, trials
+from sparsight.scope.trial import Gauge, Setting, Trial, controller, trials
 
 PAIRS = 8  # chats a side
 GAUGE = 12  # features of the gauge
@@ -168,14 +166,11 @@ class _Run:
     def base(self, gauge: Gauge, wished: float, size: tuple[int, int], stage: int) -> _Base:
         """What trials of a stage are compared with."""
         questions, sampling = self.asked_at(size, stage)
-        replies = self.scope.chat([chat(q) for q in questions], sampling=sampling)
-        prompts = [self.scope.lm.prompt(chat(q)) for q in questions]
-        nats = float(torch.cat(surprise(self.scope, prompts, replies)).mean())
-        (plain,) = trials(self.scope, gauge, [()], questions, sampling, nats)
+        (plain,) = trials(self.scope, gauge, [()], questions, sampling, None)
         gauge = gauge.between(plain.effect, wished)
-        (words,) = trials(self.scope, gauge, [()], questions, sampling, nats, self.text)
+        (words,) = trials(self.scope, gauge, [()], questions, sampling, plain.nats, self.text)
         most = self.most_perplexity * min(max(words.perplexity, 1.0), DEAREST)
-        return _Base(gauge, questions, sampling, nats, plain, words, most)
+        return _Base(gauge, questions, sampling, plain, words, most)
 
     def swept(self, gauge: Gauge, wished: float, setting: Setting, tried: list[int], made_by: str) -> AutoEdits:
         """The sweep, and what comes of it."""
@@ -200,19 +195,18 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Base:
-    """Questions, and replies to them with no edit: plain, and asked in words. nats: a token of the plain ones; most:
-    the perplexity ratio that trials may have."""
+    """Questions, and replies to them with no edit: plain, and asked for in words. most: the perplexity ratio that
+    trials may have."""
 
     gauge: Gauge
     questions: list[str]
     sampling: list[Sampling]
-    nats: float
     plain: Trial
     words: Trial
     most: float
 
     def tried(self, scope: Scope, settings: Sequence[Setting]) -> list[Trial]:
-        return trials(scope, self.gauge, settings, self.questions, self.sampling, self.nats)
+        return trials(scope, self.gauge, settings, self.questions, self.sampling, self.plain.nats)
 
     def coherent(self, trial: Trial) -> bool:
         fluent = trial.perplexity <= self.most and trial.empty <= EMPTY

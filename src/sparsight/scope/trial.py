@@ -31,12 +31,13 @@ RUN = 3  # tokens
 
 @dataclass(frozen=True)
 class Trial:
-    """Some edits tried on some questions. effect, perplexity (a ratio), repetition: as at the top of this file; empty:
-    share of replies without a word."""
+    """Some edits tried on some questions. effect, perplexity (a ratio), repetition: as at the top of this file; nats: a
+    token of the replies, under the unedited model; empty: share of replies without a word."""
 
     setting: Setting
     effect: float
     perplexity: float
+    nats: float
     repetition: float
     empty: float
     texts: tuple[str, ...]
@@ -155,4 +156,4 @@ def _trial(
     empty = 1 - len(said) / len(replies)
     ratio = float(torch.tensor(mean - (mean if nats is None else nats)).exp())
     texts = tuple(reply.text for reply in replies)
-    return Trial(setting, gauge.effect(share), ratio, again / max(runs, 1), empty, texts)
+    return Trial(setting, gauge.effect(share), ratio, mean, again / max(runs, 1), empty, texts)

@@ -36,6 +36,7 @@ from sparsight.serve.ember import aside, known_of, texts_of
 from sparsight.serve.engine import Engine
 from sparsight.serve.openai.answers import ChatAnswer, answers
 from sparsight.serve.openai.chat import Chat
+from sparsight.serve.openai.forms import ChatForm
 from sparsight.serve.openai.rows import Rows
 from sparsight.serve.openai.sse import EventStream
 from sparsight.serve.openai.telling import Telling
@@ -160,7 +161,7 @@ def _as_read(scope: Scope, prompt: Prompt, tokens: Sequence[Sequence[tuple[int, 
 
 
 @router.post("/compare", responses=answers(ChatAnswer, streams=True))
-async def compare(form: shapes.CompareForm, visit: Visitor, request: Request) -> Response:
+async def compare(form: ChatForm, visit: Visitor, request: Request) -> Response:
     """The same conversation answered twice in one batch: choice 0 without the controller, choice 1 with it."""
     if form.n not in (None, 1):
         raise BadField("n", "A comparison has two answers, one without the controller and one with it: leave out n.")
@@ -169,6 +170,8 @@ async def compare(form: shapes.CompareForm, visit: Visitor, request: Request) ->
     def asked() -> list[Any]:
         prompt = chat_prompt(form, served.engine.scope)
         controller = controller_of(form.controller, served.engine.scope, served.controller)
+        if not controller:
+            raise BadField("controller", "There is no edit to compare with none: give a controller that has one.")
         limit = form.max_tokens if form.max_completion_tokens is None else form.max_completion_tokens
         logprobs = (form.top_logprobs or 0) if form.logprobs else None
         more = (limit, logprobs, visit.owner, visit.settings.choices)

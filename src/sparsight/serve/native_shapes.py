@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from sparsight.serve.openai.forms import ChatForm, ChatMessage, Controlling, Form
+from sparsight.serve.openai.forms import ChatMessage, Controlling, Form
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
 Text = Annotated[str, Field(min_length=1)]
@@ -26,12 +26,6 @@ class ReadForm(Asked):
 
     controller: Controlling = None
     top_k: int | None = Field(None, ge=1)
-
-
-class CompareForm(ChatForm):
-    """POST /v1/compare: as for a chat; the controller is what is compared with none."""
-
-    controller: dict[str, Any]
 
 
 class ContrastForm(Form):
