@@ -51,6 +51,8 @@ class SteeringTable:
         self.parts: dict[int, tuple[Buffers, FeatureRows]] = {}
         self._first_parts = self.parts
         self.steered: list[Steered | None] = [None] * rows
+        self.shapes: list[Shape | None] = [None] * rows  # what each row needs
+        self._left = False  # whether a row has left since it was last looked whether the first buffers would do
 
     @property
     def is_first(self) -> bool:
@@ -69,8 +71,9 @@ class SteeringTable:
         """Writes the one row of a steering, with its tally, here."""
         one = steering.steered[0]
         self.clear(row)
-        self._make_room(Shape.of([one.program]))
-        self.steered[row] = one
+        shape = Shape.of([one.program])
+        self._make_room(shape)
+        self.steered[row], self.shapes[row] = one, shape
         narrow = blank(self.shape, 1, self.sae, torch.device("cpu"))
         fill_row(narrow, 0, self.shape, one.program, one.prompt_length)
         for name, tensor in narrow.items():
@@ -86,7 +89,8 @@ class SteeringTable:
         """A row that wants nothing."""
         if self.steered[row] is None:
             return
-        self.steered[row] = None
+        self.steered[row] = self.shapes[row] = None
+        self._left = True
         for name, tensor in blank(self.shape, 1, self.sae, self.sae.device).items():
             self.b[name][row].copy_(tensor[0])
         for name, tensor in blank_features(self.shape, 1, self.sae).items():
@@ -100,18 +104,18 @@ class SteeringTable:
             return self.clear(target)
         for tensor in self.b.values():
             tensor[target].copy_(tensor[source])
-        self.steered[target] = self.steered[source]
+        self.steered[target], self.shapes[target] = self.steered[source], self.shapes[source]
         self.clear(source)
         return None
 
     def fit(self) -> None:
         """Goes back to the first buffers, where all rows fit them again."""
-        if not self.is_first and self._needed().joined(self.first) == self.first:
+        if self.is_first or not self._left:
+            return
+        self._left = False
+        needed = functools.reduce(Shape.joined, filter(None, self.shapes), self.first)
+        if needed == self.first:
             self._take(self.first, self._first)
-
-    def _needed(self) -> Shape:
-        shapes = (Shape.of([one.program]) for one in self.steered if one is not None)
-        return functools.reduce(Shape.joined, shapes, Shape())
 
     def _make_room(self, shape: Shape) -> None:
         self.fit()
