@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -42,7 +43,7 @@ fresh = count()
 
 def controller(i: int) -> dict[str, Any]:
     """Four edits; other features for each i."""
-    a, b, c, d = (Feature((37 * i + 11 * k) % FEATURES) for k in range(4))
+    a, b, c, d = (Feature((37 * i + 11 * k) % FEATURES, "raw") for k in range(4))
     return to_json(Controller((a.nudge(0.1), b.pin(0.1), c.scale(1.5), d.ablate())))
 
 
@@ -132,7 +133,7 @@ def started(held: ExitStack, room: Path, compiled: bool, left_out: dict[str, str
         args = load.sparsight(folder, room / "compiled.db", "--rows", rows, "--compiled")
         other = held.enter_context(load.serving(args, "demo", room / "compiled.log"))
         cases |= {"sparsight compiled, unsteered": (other, False), "sparsight compiled, steered": (other, True)}
-    command = shutil.which("transformers")
+    command = shutil.which("transformers", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     common = ["serve", str(folder), "--device", "cpu", "--dtype", "float32", "--port", "PORT"]
     for name, more in (("transformers serve", []), ("transformers serve, batching", ["--continuous-batching"])):
         try:

@@ -30,6 +30,7 @@ CHECKS = [
     unsupported_method,
 ]
 PAGE = create_app(Catalog({"tiny": Threads(None)})).openapi()  # type: ignore[arg-type]
+LONG = ("auto-edits", "auto-conditional", "generate-contrastive-dataset")  # many answers are written for one of these
 ROUTES = [(method.upper(), path) for path, found in PAGE["paths"].items() for method in found]
 
 
@@ -57,12 +58,9 @@ def page(scope):
 @given(data=st.data())
 def test_every_route_answers_as_its_page_says(page, method, path, data):
     operation = page[path][method]
-    fits = data.draw(st.booleans())
+    fits = not path.endswith(LONG) and data.draw(st.booleans())
     mode = GenerationMode.POSITIVE if fits else GenerationMode.NEGATIVE
-    try:
-        case = data.draw(operation.as_strategy(generation_mode=mode))
-    except schemathesis.errors.SchemathesisError:  # nothing about this route can be wrong
-        case = data.draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+    case = data.draw(operation.as_strategy(generation_mode=mode))
     if fits:
         about_the_model(case)
     case.call_and_validate(checks=CHECKS, timeout=120)
