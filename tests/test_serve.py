@@ -481,13 +481,13 @@ def test_two_models_of_one_name_are_refused():
 # ── operation ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("seconds", "last"), [(20.0, "data: [DONE]"), (0.1, "stopping")])
+@pytest.mark.parametrize(("seconds", "last"), [(60.0, "data: [DONE]"), (0.1, "stopping")])
 def test_a_draining_server_says_so_and_lets_answers_end_or_cuts_them_off(scope, seconds, last):
     engine = Threads(scope, delay=0.05)
     app = create_app(Catalog({"tiny": engine}), ServeSpec(drain_seconds=seconds))
     with live(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         assert client.get("/readyz").status_code == 200
-        with client.stream("POST", CHAT, json=HELLO | {"stream": True, "max_tokens": 30}) as stream:
+        with client.stream("POST", CHAT, json=HELLO | {"stream": True, "max_tokens": 12}) as stream:
             told = stream.iter_text()
             first = next(told)
             loop = next(iter(engine.streams)).loop
