@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
+import time
 
+import httpx
 import pytest
 import torch
 from conftest import random_sae
-from engines import Threads
+from engines import Threads, live
 from goodfire.api.chat.interfaces import ChatCompletion, StreamingChatCompletionChunk
 from starlette.testclient import TestClient
 
@@ -16,7 +18,7 @@ from sparsight.errors import BadInput, NotSteered
 from sparsight.ids import feature_uuid
 from sparsight.records import Sampling
 from sparsight.scope.scope import Scope
-from sparsight.serve.app import create_app, drain
+from sparsight.serve.app import create_app, stop
 from sparsight.serve.catalog import Catalog
 from sparsight.serve.logs import Lines
 from sparsight.serve.openai import answers
@@ -480,21 +482,27 @@ def test_two_models_of_one_name_are_refused():
 # ── operation ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_draining_server_says_so_and_lets_answers_end(scope):
+@pytest.mark.parametrize(("seconds", "last"), [(60.0, "data: [DONE]"), (0.1, "stopping")])
+def test_a_draining_server_says_so_and_lets_answers_end_or_cuts_them_off(scope, seconds, last):
     engine = Threads(scope, delay=0.05)
-    app = create_app(Catalog({"tiny": engine}), ServeSpec(drain_seconds=20))
-    with TestClient(app) as client:
+    app = create_app(Catalog({"tiny": engine}), ServeSpec(drain_seconds=seconds))
+    with live(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         assert client.get("/readyz").status_code == 200
-        with client.stream("POST", CHAT, json=HELLO | {"stream": True}) as stream:
-            client.portal.start_task_soon(drain, app.state.service)
+        with client.stream("POST", CHAT, json=HELLO | {"stream": True, "max_tokens": 12}) as stream:
+            told = stream.iter_text()
+            first = next(told)
+            loop = next(iter(engine.streams)).loop
+            ended = asyncio.run_coroutine_threadsafe(stop(app.state.service), loop)
             while not app.state.service.draining:
-                pass
-            assert client.get("/readyz").status_code == 503
-            assert client.get("/healthz").json()["status"] == "draining"
-            out = client.post(CHAT, json=HELLO)
-            assert out.status_code == 503
-            assert "retry-after" in out.headers
-            assert stream.read().endswith(b"data: [DONE]\n\n")
+                time.sleep(0.01)
+            ready, health, refused = client.get("/readyz"), client.get("/healthz"), client.post(CHAT, json=HELLO)
+            rest = "".join(told)
+        ended.result(60)
+    assert ready.status_code == 503
+    assert health.json()["status"] == "draining"
+    assert refused.status_code == 503
+    assert "retry-after" in refused.headers
+    assert last in (first + rest).split("\n\n")[-2]
     assert engine.stopped
 
 
