@@ -52,6 +52,7 @@ class SteeringTable:
         self._first_parts = self.parts
         self.steered: list[Steered | None] = [None] * rows
         self.shapes: list[Shape | None] = [None] * rows  # what each row needs
+        self._blank: tuple[Shape | None, Buffers] = None, {}
         self._left = False  # whether a row has left since it was last looked whether the first buffers would do
 
     @property
@@ -91,10 +92,17 @@ class SteeringTable:
             return
         self.steered[row] = self.shapes[row] = None
         self._left = True
-        for name, tensor in blank(self.shape, 1, self.sae, self.sae.device).items():
-            self.b[name][row].copy_(tensor[0])
-        for name, tensor in blank_features(self.shape, 1, self.sae).items():
-            self.b[name][row].copy_(tensor[0])
+        for name, tensor in self._nothing().items():
+            self.b[name][row].copy_(tensor)
+
+    def _nothing(self) -> Buffers:
+        """A row that wants nothing, in the present shape."""
+        shape, made = self._blank
+        if shape != self.shape:
+            made = blank(self.shape, 1, self.sae, self.sae.device) | blank_features(self.shape, 1, self.sae)
+            made = {name: tensor[0] for name, tensor in made.items()}
+            self._blank = self.shape, made
+        return made
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -113,7 +121,8 @@ class SteeringTable:
         if self.is_first or not self._left:
             return
         self._left = False
-        needed = functools.reduce(Shape.joined, filter(None, self.shapes), self.first)
+        shapes = {shape for shape in self.shapes if shape is not None}  # few different ones
+        needed = functools.reduce(Shape.joined, shapes, self.first)
         if needed == self.first:
             self._take(self.first, self._first)
 
