@@ -208,6 +208,14 @@ def test_what_is_not_said_is_as_with_openai(client, engine):
     assert engine.asked[-1].sampling.max_new_tokens == room
 
 
+def test_one_point_nought_is_a_whole_number(client, engine):
+    ask(client, max_tokens=3.0, seed=7.0, n=1.0, top_p=1)
+    assert (engine.asked[-1].sampling.max_new_tokens, engine.asked[-1].sampling.seed) == (3, 7)
+    out = client.post(COMPLETE, json={"model": "tiny", "prompt": [[6.0, 7.0]], "max_tokens": 1})
+    assert out.status_code == 200
+    assert client.post(CHAT, json=HELLO | {"max_tokens": 3.5}).status_code == 400
+
+
 def test_every_wish_about_sampling_reaches_the_engine(client, engine):
     ask(client, temperature=0.5, top_p=0.5, stop=["a", "zz"], logit_bias={"7": -100, "9": 5},
         presence_penalty=0.5, frequency_penalty=-0.5, seed=-3, logprobs=True, top_logprobs=4)  # fmt: skip
