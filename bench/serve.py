@@ -1,7 +1,7 @@
 """What does steering cost a server, with many streams at once, each with edits of its own? And beside the server that
 comes with transformers, on the same model?
 
-    python bench/serve.py [--quick] [--compiled] [--seconds 60]
+    python bench/serve.py [--quick] [--compiled] [--seconds 60] [--resume]
 
 The embedded demo, with no token that ends an answer; float32, a thread each. Every stream is a chat of its own, of
 which nothing is known beforehand, and 48 tokens long. Steered: four edits on all tokens, other features in each
@@ -106,15 +106,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two rounds of 1 and 8 streams; nothing is written")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all rounds of so many streams")
     parser.add_argument("--name", default="serve", help="of the file in bench/results")
+    parser.add_argument("--resume", action="store_true", help="leave out the numbers of streams that the file has")
     parser.add_argument("--compiled", action="store_true", help="our server with compiled steps, too")
     asked = parser.parse_args()
     result = {"question": __doc__, "machine": measure.machine(), "base": BASE, "new_tokens": TOKENS, "streams": {}}
     result["left_out"] = {"vLLM": "its build for CPUs needs another torch than the one that is measured with"}
+    if asked.resume:
+        result |= measure.read(asked.name)
     with ExitStack() as held:
         room = Path(held.enter_context(tempfile.TemporaryDirectory()))
         cases = started(held, room, asked.compiled, result["left_out"])
         result["load_started"] = os.getloadavg()[0]
         for streams, most in {1: 2, 8: 2}.items() if asked.quick else STREAMS.items():
+            if str(streams) in result["streams"]:
+                continue
             mine = {n: c for n, c in cases.items() if streams <= OTHERS or n.startswith("sparsight") or "batch" in n}
             readings = rounds(mine, streams, most, asked.seconds)
             print(f"\n{streams} streams", flush=True)
