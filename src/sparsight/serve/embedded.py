@@ -75,6 +75,7 @@ class EmbeddedEngine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._draining = self._stopping = False
+        self._idle = True  # whether the loop waits for something to do
         self._steps = 0
 
     @property
@@ -180,7 +181,7 @@ class EmbeddedEngine:
 
     def _busy(self) -> bool:
         with self._changed:
-            return bool(self.rows.rows or self.reading or self.together or len(self.waiting) or self.jobs)
+            return not self._idle or bool(len(self.waiting) or self.jobs)
 
     # ── the loop, in its own thread ──────────────────────────────────────────────────────────────────────────────
 
@@ -206,7 +207,9 @@ class EmbeddedEngine:
         """Waits for something to do; False where it is to stop."""
         with self._changed:
             while not (self._stopping or self.rows.rows or self.reading or len(self.waiting) or self.jobs):
+                self._idle = True
                 self._changed.wait()
+            self._idle = False
             return not self._stopping
 
     def _job(self) -> None:
@@ -328,6 +331,7 @@ class EmbeddedEngine:
                 if future.set_running_or_notify_cancel():
                     future.set_exception(error)
         self._ring()
+        self._idle = True
         self.rows.drop()
 
 
