@@ -152,7 +152,8 @@ def test_a_reader_that_takes_nothing_holds_a_row_no_longer_than_its_answer_takes
         (ZeroDivisionError("a secret of the implementation"), 500, "server_error"),
     ],
 )
-def test_what_fails_midway_is_an_error_and_a_streams_last_event(scope, error, status, kind):
+def test_what_fails_midway_is_an_error_and_a_streams_last_event(scope, error, status, kind, caplog):
+    caplog.set_level("INFO", "sparsight.serve")
     engine = Threads(scope)
 
     def broken(index):
@@ -170,6 +171,11 @@ def test_what_fails_midway_is_an_error_and_a_streams_last_event(scope, error, st
             assert "data: [DONE]" not in parts
         engine.broken = lambda index: None
         goes_on(client)
+    told = [r for r in caplog.records if r.getMessage() == "request"]
+    assert [r.facts["status"] for r in told] == [status, 200, 200, 200]
+    assert [r.facts.get("failed") for r in told] == [None, str(error), str(error), None]
+    assert not any(r.exc_info for r in told)
+    assert sum(r.exc_info is not None for r in caplog.records) == (3 if status == 500 else 0), "what nobody foresaw"
 
 
 # ── bodies ───────────────────────────────────────────────────────────────────────────────────────────────────────────
