@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import random
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -148,6 +149,33 @@ def empty(engine):
         assert not any(t[:, :, first:].any() for t in (*slots.keys, *slots.values))
     assert not any(engine.rows.table.steered)
     assert not engine.rows.table.b["kinds"].any()
+
+
+def test_short_prompts_that_wait_at_once_are_read_in_one_pass_and_long_ones_in_chunks(scope64, monkeypatch):
+    passes, run, held = [], ObservableLanguageModel.run, threading.Event()
+
+    def counting(self, batch, *args, **more):
+        passes.append(tuple(batch.ids.shape))
+        return run(self, batch, *args, **more)
+
+    prompts = [[7] * n for n in (3, 6, 1, 5, 30)]
+    requests = [asked(scope64, p, CONTROLLERS[2 + i], max_new_tokens=3) for i, p in enumerate(prompts)]
+    with running(scope64, rows=8, chunk=26) as engine:
+        monkeypatch.setattr(ObservableLanguageModel, "run", counting)
+
+        async def main():
+            waiting = asyncio.create_task(engine.run(lambda scope: held.wait(20)))
+            hearing = [asyncio.create_task(heard(engine, request)) for request in requests]
+            await until(lambda: engine.load().waiting == len(requests))
+            held.set()
+            await waiting
+            return await asyncio.gather(*hearing)
+
+        outs = asyncio.run(main())
+    assert passes == [(4, 6), (1, 2), (1, 26), (1, 2)]  # 2 more fit into the first chunk
+    monkeypatch.undo()
+    for request, updates in zip(requests, outs, strict=True):
+        check_alone(scope64, request, updates)
 
 
 def test_memory_is_as_it_was_when_everybody_has_left(scope64):
@@ -354,22 +382,31 @@ def test_stopping_tells_everybody(scope64):
 # ── what goes wrong in one row ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_row_whose_numbers_overflow_ends_alone_and_leaves_nothing_behind(tokenizer):
-    scope = Scope(ObservableLanguageModel(llama(torch.float16), tokenizer=tokenizer), random_sae("relu", torch.float16))
-    strong = Controller.of(F[3].raw.nudge(1e14).on("generated"))
-    with running(scope, rows=3) as engine:
+@pytest.mark.parametrize("features", [None, FeatureWish(3)])
+def test_a_row_whose_numbers_overflow_ends_alone_and_leaves_nothing_behind(scope64, monkeypatch, features):
+    strong, apply = Controller.of(F[3].raw.nudge(1e14).on("generated")), SteeringTable.apply
+
+    def overflowing(self, flow, *place):
+        out = apply(self, flow, *place).clone()
+        for row, one in enumerate(self.steered[: len(flow)]):
+            if one is not None and one.controller == strong:
+                out[row] = torch.inf
+        return out
+
+    monkeypatch.setattr(SteeringTable, "apply", overflowing)
+    with running(scope64, rows=3) as engine:
 
         async def main():
-            sound = asked(scope, "Once upon a time", F[9].nudge(1), max_new_tokens=12, logit_bias={4: -100})
+            sound = asked(scope64, "Once upon a time", F[9].nudge(1), max_new_tokens=12, logit_bias={4: -100})
             before = await heard(engine, sound)
 
             async def broken():
-                with pytest.raises(BadInput, match=r"overflowed torch.float16: an edit"):
-                    await heard(engine, asked(scope, "Hello", strong, FeatureWish(), max_new_tokens=30))
+                with pytest.raises(BadInput, match=r"overflowed torch.float64: an edit"):
+                    await heard(engine, asked(scope64, "Hello", strong, features, max_new_tokens=30))
 
-            outs = await asyncio.gather(heard(engine, sound), broken(), heard(engine, sound))
-            assert outs[0] == before
-            assert await heard(engine, sound) == before
+            outs = await asyncio.gather(heard(engine, sound), broken(), heard(engine, sound), broken())
+            assert [u.id for u in outs[0]] == [u.id for u in outs[2]] == [u.id for u in before]
+            check_alone(scope64, sound, await heard(engine, sound))
 
         asyncio.run(main())
         empty(engine)
