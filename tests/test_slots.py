@@ -95,6 +95,12 @@ def test_memory_is_taken_for_the_longest_row_by_doubling_and_up_to_a_limit(endle
         packed.slots.put(3, prefilled(endless, [1]), 301)
 
 
+def test_where_there_is_no_memory_for_the_rows_it_is_said_how_much_they_need(endless):
+    slots = Slots(endless, 2**30, 2**20, whole=True)
+    with pytest.raises(BadInput, match=r"No memory for 1,073,741,824 rows of 1,048,576 tokens \([0-9,.]+ GiB"):
+        slots.put(0, prefilled(endless, [1, 2]), 5)
+
+
 def test_a_row_that_left_leaves_nothing_behind(endless):
     packed = Packed(endless)
     for n in (3, 50, 8):
