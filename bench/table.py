@@ -16,7 +16,7 @@ from sparsight.evaluate.synthetic import KINDS as TOYS
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
-    *(ROOT / "docs" / f"{name}.md" for name in ("speed", "demo", "harvest", "synthetic", "train")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("speed", "demo", "harvest", "synthetic", "train", "contrast")),
     ROOT / "src" / "sparsight" / "demo" / "README.md",
 )
 
@@ -179,6 +179,25 @@ def demo_steering(result: dict) -> str:
     return "\n".join([*lines, "", machine(result)])
 
 
+def auto_steer(result: dict) -> str:
+    """A row a voice: what a wish in words became, and what it did by the marks."""
+    heads = ("wish", "edits", "strength: effect (perplexity)", "chosen", "unsteered", "steered", "perplexity", "asked")
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|---|---:|---:|---:|---:|---:|"]
+    for row in result["voices"].values():
+        edits = " ".join(f"`{feature}={strength:+g}@{place}`" for feature, _, strength, place in row["edits"])
+        points = [
+            f"{p['strength']:g}: {p['effect']:.2f} (× {p['perplexity']:.2f}{'' if p['coherent'] else ', out'})"
+            for p in row["curve"]
+        ]
+        chosen = "none" if row["chosen"] is None else f"{row['chosen']:g}"
+        steered, asked = row["steered"], row["asked"]
+        cells = [row["wish"], edits or "–", "<br>".join(points) or "–", chosen, f"{row['unsteered']['rate']:.0%}"]
+        cells += [f"**{steered['rate']:.0%}**", f"× {steered['perplexity_ratio']:.2f}"]
+        cells += [f"{asked['rate']:.0%} (× {asked['perplexity_ratio']:.2f})"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", machine(result)])
+
+
 def demo_fresh(result: dict) -> str:
     seconds, size = result["seconds"], result["bytes"]
     rows = {name: f"{taken:.0f} s" for name, taken in seconds.items()}
@@ -286,6 +305,7 @@ TABLES = {
     "demo_refusing": ("demo_model", demo_refusing),
     "demo_steering": ("demo_steering", demo_steering),
     "demo_fresh": ("demo_fresh", demo_fresh),
+    "auto_steer": ("auto_steer", auto_steer),
 }
 
 

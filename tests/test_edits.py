@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from sparsight.edits import Comparison, Condition, Controller, Edit, Feature, Group, When, compare
 from sparsight.errors import BadInput
+from sparsight.ids import feature_id
 from sparsight.where import Where
-from sparsight.wire import feature_id, fingerprint, from_json, to_ember, to_json
+from sparsight.wire import fingerprint, from_json, to_ember, to_json
 
 f = [Feature(i) for i in range(200)]
 pirate = Feature(12, label="pirate speech")

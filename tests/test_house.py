@@ -12,6 +12,7 @@ SHELVES = {
     "errors": 1,
     "disk": 2,
     "records": 2,
+    "ids": 2,
     "where": 2,
     "edits": 2,
     "wire": 2,
@@ -30,6 +31,7 @@ SHELVES = {
     "label": 5,
     "classify": 5,
     "guard": 5,
+    "remote": 5,
     "serve": 6,
     "recipes": 7,
     "workspace": 7,
@@ -45,10 +47,12 @@ WITHIN_SHELF = {
     ("edits", "records"),
     ("wire", "edits"),
     ("wire", "records"),
+    ("wire", "ids"),
     ("config", "disk"),
     ("cli", "screen"),
 }
-LIGHT = ("errors", "disk", "config", "records", "where", "edits", "wire", "corpus", "cli", "screen")
+LIGHT = ("errors", "disk", "config", "records", "ids", "where", "edits", "wire", "corpus", "cli", "screen")
+LIGHT += ("serve.spec", "serve.store", "serve.limits", "serve.logs")
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -111,6 +115,18 @@ def test_only_the_tap_hooks_and_only_the_front_desk_prints():
             assert not {"register_forward_hook", "register_forward_pre_hook"} & names, f"{path.name} hooks"
         if room(path) not in ("cli", "screen"):
             assert "print" not in calls, f"{path.name} prints"
+
+
+def test_only_the_atlas_and_the_servers_store_speak_sql_and_only_the_server_is_async():
+    for path in FILES:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        named = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+        named |= {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+        place = path.relative_to(SOURCE)
+        if room(path) != "atlas" and str(place) != "serve/store.py":
+            assert "sqlite3" not in named, f"{place} speaks SQL"
+        if room(path) != "serve":
+            assert not any(isinstance(n, ast.AsyncFunctionDef) for n in nodes), f"{place} is async"
 
 
 def test_nothing_is_unpickled():

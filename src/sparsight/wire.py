@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from sparsight.edits import Comparison, Condition, Controller, Edit, Edits, Feature, Group, When
 from sparsight.errors import BadInput, SparsightError
+from sparsight.ids import feature_id
 from sparsight.where import Where
 
 SCHEMA = 1
 THRESHOLDS = ("nonzero_strength_threshold", "min_nudge_entropy", "max_nudge_entropy")
 EMBER_MODES = {"nudge": "nudge", "pin": "pin", "mul": "scale"}
-NAMESPACE = uuid.UUID("6d0cbd5e-5a5e-5c07-9e5d-1f1b5a9a7e01")  # of feature ids; fixed for ever
-
-
-def feature_id(sae: str | None, index: int) -> str:
-    """A feature's stable id: a UUID computed from its SAE's fingerprint and its index; 32 hex digits."""
-    return uuid.uuid5(NAMESPACE, f"{sae or ''}/{index}").hex
 
 
 def fingerprint(wish: Edits) -> str:
@@ -225,7 +219,7 @@ def _from_ember_scope(scope: Mapping[str, Any]) -> When:
 def _from_ember_comparison(form: Mapping[str, Any]) -> Comparison:
     right = form["right_hand"]
     if isinstance(right, Mapping):
-        right = tuple(_from_ember_feature(f) for f in right["features"])
+        right = tuple(_from_ember_feature(f) for f in right.get("features", [right]))  # its clients send one bare
     return Comparison(tuple(_from_ember_feature(f) for f in form["left_hand"]["features"]), form["operator"], right)
 
 

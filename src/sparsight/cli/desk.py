@@ -10,12 +10,14 @@ from collections.abc import Sequence
 import click
 
 from sparsight import __version__
+from sparsight.cli.contrast import attribute, contrast
 from sparsight.cli.exchange import export, import_
 from sparsight.cli.features import features
 from sparsight.cli.label import label
 from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
 from sparsight.cli.options import Verbs
 from sparsight.cli.recipes import recipes
+from sparsight.cli.serve import keys, serve
 from sparsight.cli.survey import survey
 from sparsight.cli.talk import chat, demo, doctor, info, read
 from sparsight.errors import SparsightError
@@ -37,7 +39,7 @@ def cli(ctx: click.Context) -> None:
 
 for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, convert):
     cli.add_command(verb)
-for verb in (survey, label, features, export, import_):
+for verb in (contrast, attribute, survey, label, features, export, import_, serve, keys):
     cli.add_command(verb)
 cli.add_command(train_plot, "train plot")
 

@@ -4,6 +4,8 @@ scope = sparsight.load("demo")
 scope.read("Once upon a time")                       which features fire, token by token
 scope.chat(messages, edits=f[27].nudge(0.6))         words, and the receipt of the edit
 scope.compare(messages, edits)                       unsteered and steered, in one batch
+scope.contrast(chats, others)                        the features that tell them apart
+scope.attribute(messages, 12)                        the features that made its token 12 likely
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,13 @@ from sparsight.sae.sae import SparseAutoEncoder
 from sparsight.scope.features import Features
 from sparsight.scope.reading import Reading
 from sparsight.scope.steering import Steering
+
+if TYPE_CHECKING:
+    from sparsight.scope.attribution import Attribution
+    from sparsight.scope.auto import AutoEdits
+    from sparsight.scope.auto_condition import AutoCondition
+    from sparsight.scope.contrast import Contrast
+    from sparsight.scope.next_logits import TokenLogit
 
 
 @dataclass(frozen=True)
@@ -209,6 +218,40 @@ class Scope:
             )
         plain, steered = self.chat([messages, messages], [None, edits], **more)
         return Comparison(plain, steered)
+
+    # ── why ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def contrast(self, with_: Sequence[Any], without: Sequence[Any], k: int = 10, **how: Any) -> Contrast:
+        """Features that tell two sets of chats apart: see sparsight.scope.contrast, whose arguments it takes."""
+        from sparsight.scope.contrast import contrast
+
+        return contrast(self, with_, without, k, **how)
+
+    def attribute(self, messages: Any, start: int, end: int | None = None, **how: Any) -> Attribution:
+        """Features that raised the logits of a prompt's tokens: see sparsight.scope.attribution."""
+        from sparsight.scope.attribution import attribute
+
+        return attribute(self, messages, start, end, **how)
+
+    def next_logits(self, messages: Any, top_k: int = 10, **how: Any) -> list[TokenLogit]:
+        """What would be said next: see sparsight.scope.next_logits."""
+        from sparsight.scope.next_logits import next_logits
+
+        return next_logits(self, messages, top_k, **how)
+
+    def auto_edits(self, text: str, **how: Any) -> AutoEdits:
+        """Edits from a wish in words: see sparsight.scope.auto."""
+        from sparsight.scope.auto import auto_edits
+
+        return auto_edits(self, text, **how)
+
+    def auto_condition(self, text: str, **how: Any) -> AutoCondition:
+        """A condition from a wish in words: see sparsight.scope.auto_condition."""
+        from sparsight.scope.auto_condition import auto_condition
+
+        return auto_condition(self, text, **how)
+
+    # ── the parts ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def steering(self, controllers: Sequence[Controller], prompts: Sequence[Prompt]) -> Steering:
         """Controllers compiled for rows: what goes into a pass at this scope's hook point."""

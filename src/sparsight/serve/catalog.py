@@ -1,4 +1,4 @@
-"""Which models a server serves, and under which names. One model may have several names; there may be several models."""
+"""Which models a server serves, and under which names. A model may have several names; there may be several models."""
 
 from __future__ import annotations
 
@@ -39,3 +39,7 @@ class Catalog:
     def each(self) -> list[Engine]:
         """Every engine once."""
         return list(dict.fromkeys(self.engines.values()))
+
+    def name_of(self, engine: Engine) -> str:
+        """The first name that an engine is served under."""
+        return next(name for name, served in self.engines.items() if served is engine)

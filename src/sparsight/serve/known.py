@@ -1,0 +1,135 @@
+"""Features as clients are told of them: ids that last, labels, and what is found for a few words. No model is run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import cached_property, partial
+from typing import Any
+
+from sparsight.atlas.brief import briefs
+from sparsight.atlas.meant import closeness, ranked_labels
+from sparsight.atlas.query import Query
+from sparsight.atlas.search import FUSED, search
+from sparsight.atlas.vectors import Embedder, default_embedder, vectors_of
+from sparsight.ids import feature_uuid, index_of
+from sparsight.lm.spelling import spellings
+from sparsight.scope.scope import Scope
+
+PATIENCE = 2.0  # seconds that a search waits for the vectors of labels, before it does without
+PLACEHOLDER = "feature {}"  # the label of a feature that nobody has named
+
+
+class Known:
+    """What one scope knows of its features. May be used from several threads."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope, self.sae = scope, scope.sae.fingerprint
+        self._turn = threading.Lock()
+        self._ready: Future[Embedder | None] | None = None
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The id of every feature."""
+        return tuple(feature_uuid(self.sae, index) for index in range(len(self.scope.features)))
+
+    @cached_property
+    def scales(self) -> list[float] | None:
+        """Each feature's scale, raw; None where the SAE has none."""
+        scale = self.scope.sae.scale
+        return None if scale is None else scale.tolist()
+
+    def index(self, id: str) -> int | None:
+        """Which feature has this id; None where none of this SAE has."""
+        return index_of(id, self.sae, len(self.scope.features))
+
+    def told(self, features: Sequence[int]) -> list[dict[str, Any]]:
+        """{"id", "label", "index_in_sae", "max_activation_strength"} of each. Raises NoFeature.
+
+        The last is the highest raw activation that the atlas has seen; without an atlas the feature's scale, and null
+        where it has none.
+        """
+        held = self.scope.features
+        for index in features:
+            held[index]  # raises NoFeature
+        found = {} if held.atlas is None else {one.feature: one for one in briefs(held.atlas, features)}
+        out = []
+        for index in features:
+            brief = found.get(index)
+            label = (brief.text if brief else None) or held.labels.get(index) or PLACEHOLDER.format(index)
+            peak = brief.max if brief else None if self.scales is None else self.scales[index]
+            out.append({"id": self.ids[index], "label": label, "index_in_sae": index, "max_activation_strength": peak})
+        return out
+
+    def labels(self, features: Sequence[int]) -> dict[int, str]:
+        """{index: label} of those that somebody has named."""
+        held = self.scope.features
+        found = {} if held.atlas is None else {one.feature: one.text for one in briefs(held.atlas, features)}
+        texts = ((index, found.get(index) or held.labels.get(index)) for index in features)
+        return {index: text for index, text in texts if text}
+
+    def named(self, features: Sequence[int]) -> list[dict[str, Any]]:
+        """{"id", "label", "index_in_sae"} of each. Raises NoFeature."""
+        return [{name: one[name] for name in ("id", "label", "index_in_sae")} for one in self.told(features)]
+
+    def found(self, words: str, start: int, end: int) -> list[dict[str, Any]]:
+        """Those from start to end (exclusive) of what words find, best first, with "relevance": 1 for what is first in
+        every ranking (see docs/search.md). Raises BadInput for no words."""
+        atlas, embedder = self.scope.features.atlas, self.embedder()
+        if atlas is None:
+            ranked = ranked_labels(words, self.scope.features.labels, embedder)
+        else:
+            ids_of = partial(spellings, self.scope.lm.tokenizer) if self.scope.lm.has_tokenizer else None
+            hits = search(atlas, Query(" ".join(words.split())), end, embedder, ids_of=ids_of)
+            rankings = 1 + (embedder is not None) + (ids_of is not None)
+            ranked = [(hit.feature, hit.score * (FUSED + 1) / rankings) for hit in hits]
+        return self._with_relevance(ranked[start:end])
+
+    def reranked(self, words: str, features: Sequence[int], k: int) -> list[dict[str, Any]]:
+        """The k of these whose labels are nearest in meaning to words; "relevance": the cosine, 0 where it is below,
+        and for a feature without a label. Without a sentence model: the share of the words that the label has."""
+        features = list(dict.fromkeys(features))
+        held, embedder = self.scope.features, self.embedder()
+        labels = dict(held.labels)
+        if held.atlas is not None and embedder is None:
+            labels |= {one.feature: one.text for one in briefs(held.atlas, features) if one.text}
+        near = closeness(words, features, labels, held.atlas, embedder)
+        order = sorted(range(len(features)), key=lambda i: (-near[i], i))[:k]
+        return self._with_relevance([(features[i], near[i]) for i in order])
+
+    def _with_relevance(self, ranked: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
+        told = self.told([feature for feature, _ in ranked])
+        return [one | {"relevance": min(max(near, 0.0), 1.0)} for one, (_, near) in zip(told, ranked, strict=True)]
+
+    def embedder(self) -> Embedder | None:
+        """The sentence model, once it has read all labels, which is begun when first asked for: until then, and where
+        none is installed, words are looked for as they stand."""
+        with self._turn:
+            ready = self._ready
+            if ready is None:
+                ready = self._ready = _in_thread(self._prepared)
+        with suppress(TimeoutError):
+            return ready.result(PATIENCE)
+        return None
+
+    def _prepared(self) -> Embedder | None:
+        embedder = default_embedder()
+        if embedder is not None and self.scope.features.atlas is not None:
+            vectors_of(self.scope.features.atlas, embedder)
+        return embedder
+
+
+def _in_thread(work: Callable[[], Any]) -> Future[Any]:
+    """In a thread that keeps no process from ending."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # it is told to whoever asks
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="labels").start()
+    return future
