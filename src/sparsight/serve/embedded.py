@@ -33,6 +33,7 @@ from sparsight.serve.waiting import Waiting
 
 T = TypeVar("T")
 JOBS = 64  # that may wait at once
+LONG = 2  # that may be under way at once
 PREFIX_BYTES = 256 * 2**20
 MOST_LOGPROBS = 100
 
@@ -76,7 +77,7 @@ class EmbeddedEngine:
         self._thread: threading.Thread | None = None
         self._draining = self._stopping = False
         self._idle = True  # whether the loop waits for something to do
-        self._steps = 0
+        self._steps = self._beside = 0
 
     @property
     def scope(self) -> Scope:
@@ -112,8 +113,11 @@ class EmbeddedEngine:
             self._changed.notify()
         return Listening(row.mailbox, lambda: self._cancel(row), row.cancel)
 
-    async def run(self, work: Callable[[Scope], T]) -> T:
-        """Something else that needs the model, between two steps, in the engine's thread."""
+    async def run(self, work: Callable[[Scope], T], long: bool = False) -> T:
+        """Something else that needs the model: between two steps, in the engine's thread; long: beside them, in a
+        thread of its own, pass by pass, since a model takes its passes one at a time."""
+        if long:
+            return await self._run_beside(work)
         future: Future[T] = Future()
         with self._changed:
             self._check_open()
@@ -122,6 +126,18 @@ class EmbeddedEngine:
             self.jobs.append((future, work))
             self._changed.notify()
         return await asyncio.wrap_future(future)
+
+    async def _run_beside(self, work: Callable[[Scope], T]) -> T:
+        with self._changed:
+            self._check_open()
+            if self._beside >= LONG:
+                raise Busy(f"{LONG} long uses of the model are under way: try again later.", self.waiting.retry_after())
+            self._beside += 1
+        try:
+            return await asyncio.to_thread(work, self._scope)
+        finally:
+            with self._changed:
+                self._beside -= 1
 
     def load(self) -> Load:
         """How busy it is."""
@@ -181,7 +197,7 @@ class EmbeddedEngine:
 
     def _busy(self) -> bool:
         with self._changed:
-            return not self._idle or bool(len(self.waiting) or self.jobs)
+            return not self._idle or bool(len(self.waiting) or self.jobs or self._beside)
 
     # ── the loop, in its own thread ──────────────────────────────────────────────────────────────────────────────
 
