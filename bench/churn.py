@@ -1,6 +1,6 @@
 """Does a server stay what it was while callers come, leave, dawdle and send nonsense, for as long as one likes?
 
-    python bench/churn.py [--requests 10000] [--seconds 600] [--callers 64] [--name churn]
+    python bench/churn.py [--requests 10000] [--seconds 600] [--callers 128] [--name churn]
 
 The embedded demo, served by `sparsight serve` with 32 rows and a queue of 64. So many callers at once, each with one
 request after another, until so many were sent or the time is up: most hear their answer out; some are gone after a few
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--callers", type=int, default=64, help="at once; more than rows and queue hold are told so")
+    parser.add_argument("--callers", type=int, default=128, help="at once; more than rows and queue hold are told so")
     parser.add_argument("--name", default="churn", help="of the file in bench/results")
     asked = parser.parse_args()
     result = {"question": __doc__, "machine": measure.machine(), "asked": vars(asked), "rows": ROWS, "queue": QUEUE}
