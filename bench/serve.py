@@ -35,7 +35,7 @@ from sparsight.wire import to_json
 TOKENS = 48
 STREAMS = {1: 9, 8: 9, 32: 7, 128: 5}  # at once -> rounds
 SECONDS = 60.0  # for all rounds of so many streams
-OTHERS = 8  # streams at once that a server without shared steps is asked for, at most
+OTHERS = 32  # streams at once that a server without shared steps is asked for, at most
 BASE, STEERED = "sparsight, unsteered", "sparsight, steered"
 FEATURES = 4096
 fresh = count()
