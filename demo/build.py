@@ -150,7 +150,7 @@ def atlas_of_features(shop: Workshop) -> None:
     order = np.random.default_rng(SHUFFLED).permutation(len(shop.documents[0]))[:SURVEYED_DOCUMENTS]
     mixture.write([shop.documents[0][i] for i in order], mixed)
     scope = sparsight.load(shop.work / "model", shop.out / "sae", device=shop.device, dtype=torch.float32)
-    scope.lm.name = "sparsight demo"
+    scope.lm.name = "demo"
     with contextlib.chdir(shop.work):  # folders of this machine say nothing
         made = survey(scope, CorpusSpec(mixed.name), SurveySpec(**SURVEY), folder)
     assert made is not None

@@ -3,7 +3,7 @@
 Every way of looking gives a ranking: labels whose words fit (bm25 of SQLite's FTS5), labels whose meaning is near
 (cosine of sentence vectors), features that fire on the words themselves. They are fused by reciprocal rank:
 
-    score(feature) = sum over rankings of 1 / (60 + its rank there)
+    score(feature) = sum over rankings of weight / (60 + its rank there)
 
 (Cormack, Clarke and Büttcher 2009: Reciprocal rank fusion outperforms Condorcet and individual rank learning methods.)
 """
@@ -27,6 +27,7 @@ from sparsight.errors import BadInput
 from sparsight.records import Progress
 
 FUSED = 60  # the constant of reciprocal rank fusion
+WEIGHTS = {"tokens": 0.25}  # who fires on a word of the query seldom does so for what the query means
 DEEP = 200  # how many of each ranking are fused
 WORDS = 32  # of a query that are looked for
 FILLERS = frozenset(
@@ -221,7 +222,7 @@ def _fused(rankings: Mapping[str, Sequence[int]], allowed: np.ndarray | None, de
     for name, features in rankings.items():
         features = [f for f in features if allowed is None or allowed[f]][:deep]
         for rank, feature in enumerate(features, 1):
-            score[feature] = score.get(feature, 0.0) + 1 / (FUSED + rank)
+            score[feature] = score.get(feature, 0.0) + WEIGHTS.get(name, 1.0) / (FUSED + rank)
             if name:
                 ranks.setdefault(feature, {})[name] = rank
     return [Hit(f, score[f], ranks=ranks.get(f, {})) for f in sorted(score, key=lambda f: (-score[f], f))]
