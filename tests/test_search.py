@@ -182,9 +182,10 @@ def test_meaning_finds_what_words_do_not(atlas):
     assert found(atlas, "royal throne", embedder=Concepts())[0] == 3
 
 
-def test_rankings_are_fused_by_reciprocal_rank(atlas):
+def test_rankings_are_fused_by_weighted_reciprocal_rank(atlas):
     for hit in search(atlas, "ship pirate ocean", embedder=Concepts(), ids_of=ids_of):
-        assert hit.score == pytest.approx(sum(1 / (60 + rank) for rank in hit.ranks.values()))
+        weights = {"words": 1, "meaning": 1, "tokens": 0.25}
+        assert hit.score == pytest.approx(sum(weights[way] / (60 + rank) for way, rank in hit.ranks.items()))
     assert found(atlas, "ship pirate ocean", embedder=Concepts(), ids_of=ids_of)[:2] == [1, 0]
 
 
