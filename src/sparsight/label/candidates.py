@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sparsight.label.auc import auc
+from sparsight.label.evidence import Background
 from sparsight.label.parts import Part, logit, ngrams, table, words
 from sparsight.label.rule import Rule
 from sparsight.label.sheet import Sheet
@@ -33,10 +34,17 @@ CHOICES: dict[tuple[str, ...], float] = {  # parts: AUC that they must be better
     ("ngrams", "words"): 0.03,
     ("ngrams", "places"): 0.03,
     ("next", "ngrams"): 0.03,
+    ("later",): 0.015,
+    ("later", "places"): 0.025,
+    ("folded", "later"): 0.025,
+    ("later", "words"): 0.025,
+    ("later", "ngrams"): 0.035,
+    ("later", "places", "words"): 0.035,
     ("next", "ngrams", "places", "words"): 0.05,
+    ("later", "next", "ngrams"): 0.045,
+    ("later", "ngrams", "places", "words"): 0.05,
 }
 TOKENS_SHARE = 0.3  # of what is judged: telling firing tokens from silent ones; the rest: telling windows
-FAIR = 8  # windows
 RIDGE = 1.0
 STEPS = 12
 
@@ -44,18 +52,18 @@ STEPS = 12
 @dataclass(frozen=True)
 class Candidate:
     """A rule, and what it is good for. detection: AUC of telling firing windows from silent ones; fuzzing: of telling
-    firing tokens from silent ones in firing windows; both with each document left out. sure: of its words, the standard
-    errors that each is from meaning nothing."""
+    firing tokens from silent ones in firing windows; both with each document left out. telling: of what the feature's
+    texts have had ("words") and have to come ("later"), whether the rule weighs it or not: words by what each tells."""
 
     parts: tuple[str, ...]
     rule: Rule
     detection: float
     fuzzing: float
     worth: float
-    sure: Mapping[str, float] = field(default_factory=dict)
+    telling: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def candidates(sheet: Sheet, background: Mapping[str, float]) -> list[Candidate]:
+def candidates(sheet: Sheet, background: Background) -> list[Candidate]:
     """Best first. Empty where there is nothing to tell apart."""
     if not sheet.fires_in.any() or sheet.fires_in.all():
         return []
@@ -65,16 +73,20 @@ def candidates(sheet: Sheet, background: Mapping[str, float]) -> list[Candidate]
         "places": table(sheet, sheet.places, "places"),
         "languages": table(sheet, sheet.languages, "languages", ""),
         "next": table(sheet, sheet.next, "next", ""),
-        "words": words(sheet, background),
+        "words": words(sheet, "words", sheet.words, background.words),
+        "later": words(sheet, "later", sheet.later, background.later),
         "ngrams": ngrams(sheet),
     }
     useful = {name for name, part in parts.items() if np.ptp(part.score) > 0}
-    made = [_candidate(sheet, {name: parts[name] for name in names}, cost)
+    telling = {name: parts[name].telling for name in ("words", "later")}
+    made = [_candidate(sheet, {name: parts[name] for name in names}, cost, telling)
             for names, cost in CHOICES.items() if useful.issuperset(names)]  # fmt: skip
     return sorted(made, key=lambda one: (-one.worth, len(one.parts), one.parts))
 
 
-def _candidate(sheet: Sheet, parts: Mapping[str, Part], cost: float) -> Candidate:
+def _candidate(
+    sheet: Sheet, parts: Mapping[str, Part], cost: float, telling: Mapping[str, Mapping[str, float]]
+) -> Candidate:
     features = np.stack([part.score for part in parts.values()])
     bias, weights = fit(features, sheet.fires)
     score = bias + weights @ features
@@ -84,9 +96,8 @@ def _candidate(sheet: Sheet, parts: Mapping[str, Part], cost: float) -> Candidat
         bias += weight * part.zero
         for name, entries in part.tables.items() if weight > 0 else ():
             tables[name] = {key: weight * value for key, value in entries.items()}
-    sure = parts["words"].sure if "words" in parts else {}
     worth = (1 - TOKENS_SHARE) * detection + TOKENS_SHARE * fuzzing - cost
-    return Candidate(tuple(parts), Rule(bias, **tables), detection, fuzzing, worth, sure)
+    return Candidate(tuple(parts), Rule(bias, **tables), detection, fuzzing, worth, telling)
 
 
 def fit(features: Float[np.ndarray, "part token"], fires: np.ndarray) -> tuple[float, Float[np.ndarray, " part"]]:
@@ -97,7 +108,7 @@ def fit(features: Float[np.ndarray, "part token"], fires: np.ndarray) -> tuple[f
     kept = np.nonzero(spread > 0)[0]
     while len(kept):
         x = np.concatenate([np.ones((1, features.shape[1])), features[kept] / spread[kept, None]])
-        found = _newton(x, fires.astype(np.float64), base)
+        found = _newton(x, fires.astype(np.float64), np.concatenate([[base], spread[kept]]))
         if (found[1:] >= 0).all():
             weights[kept] = found[1:] / spread[kept]
             return float(found[0]), weights
@@ -105,9 +116,9 @@ def fit(features: Float[np.ndarray, "part token"], fires: np.ndarray) -> tuple[f
     return base, weights
 
 
-def _newton(x: np.ndarray, y: np.ndarray, base: float) -> np.ndarray:
-    """Steps are bounded: where firing can be told without error, the odds have no maximum."""
-    found = np.concatenate([[base], np.zeros(len(x) - 1)])
+def _newton(x: np.ndarray, y: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """From a first guess: each part's log-odds as they are. Steps are bounded: where firing can be told without error,
+    the odds have no maximum."""
     ridge = RIDGE * np.eye(len(x))
     ridge[0, 0] = 1e-3
     for _ in range(STEPS):
@@ -122,26 +133,6 @@ def _newton(x: np.ndarray, y: np.ndarray, base: float) -> np.ndarray:
 def measured(sheet: Sheet, score: Float[np.ndarray, " token"]) -> tuple[float, float]:
     """Detection and fuzzing of a score of each token; one half where there is nothing to tell. On the fair sample of
     where it fires, as far as there is one: the strongest are easier than most."""
-    fair = np.array([w.why == "sample" for w in sheet.windows])
-    firing = fair if fair.sum() >= FAIR else sheet.fires_in
     peaks = np.maximum.reduceat(score, sheet.first)
-    found = by_window(sheet, score)[firing]
-    found = found[~np.isnan(found)]
-    return auc(peaks[firing], peaks[~sheet.fires_in]), float(found.mean()) if len(found) else 0.5
-
-
-def by_window(sheet: Sheet, score: Float[np.ndarray, " token"]) -> Float[np.ndarray, " window"]:
-    """The AUC of telling firing tokens from silent ones, within each window; NaN where only one sort is."""
-    windows = len(sheet.windows)
-    order = np.lexsort((score, sheet.window))
-    mine, sorted_ = sheet.window[order], score[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(mine) != 0) | (np.diff(sorted_) != 0)
-    tied = new.cumsum() - 1
-    size = np.bincount(tied)
-    rank = (np.nonzero(new)[0] + (size - 1) / 2)[tied] - sheet.first[mine]  # of equals the mean, from 0
-    fires = sheet.fires[order]
-    n, silent = np.bincount(mine, fires, windows), np.bincount(mine, ~fires, windows)
-    above = np.bincount(mine, rank * fires, windows) - n * (n - 1) / 2
-    pairs = n * silent
-    return np.divide(above, pairs, out=np.full(windows, np.nan), where=pairs > 0)
+    found = sheet.within(score)
+    return auc(peaks[sheet.fair], peaks[~sheet.fires_in]), float(found.mean()) if len(found) else 0.5

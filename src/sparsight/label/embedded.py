@@ -9,33 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 
 from sparsight.atlas.entries import Label
 from sparsight.label import candidates, parts
 from sparsight.label.candidates import Candidate
-from sparsight.label.evidence import Evidence
+from sparsight.label.evidence import Background, Evidence
 from sparsight.label.rule import Rule
-from sparsight.label.sentence import listed, named_share, sentence, snippet
+from sparsight.label.saying import is_mute, says, topic
+from sparsight.label.sentence import listed, named_share, on_tokens, sentence, snippet
 from sparsight.label.sheet import Sheet
 from sparsight.label.typing import Profile, profile
 
 DENSE = 0.1  # of all tokens
 LEAST = 3  # windows where it fires, to make a rule of
-OUTPUT = 0.05  # AUC that "what follows" may lack of the best rule's, where its direction says the same
+OUTPUT = 0.05  # AUC that a rule of what follows may lack of the best one's, where its direction says the same
+MUTE = 0.05  # AUC that a rule which names no words may have over one that does, where its tokens say nothing of it
 UNNAMED = 0.15  # AUC that a sentence may lack which names all that it fires on, of one that names nothing
 NEARLY = 0.1  # AUC below the best, within which what can be said is preferred
-VERSION = 1  # of the way it labels: another number is another labeller
+VERSION = 2  # of the way it labels: another number is another labeller
 LONGEST = 120  # characters of a label
 
 
 class EmbeddedLabeller:
-    """background: {word: share of windows of the text at large that have it}. unclear_below: the AUC, on what it is
-    shown with each document left out, below which it names no meaning."""
+    """background: what is said in the text at large. unclear_below: the AUC, on what it is shown with each document
+    left out, below which it names no meaning."""
 
     method, model = "embedded", ""
 
-    def __init__(self, background: Mapping[str, float], unclear_below: float = 0.6) -> None:
+    def __init__(self, background: Background, unclear_below: float = 0.6) -> None:
         self.background, self.unclear_below = background, unclear_below
         settings = [VERSION, unclear_below, list(map(list, candidates.CHOICES)), parts.SHRINK, parts.PRIOR]
         self.prompt = hashlib.blake2b(json.dumps(settings).encode(), digest_size=4).hexdigest()
@@ -59,11 +60,17 @@ class EmbeddedLabeller:
 
     def _ranked(self, found: list[Candidate], evidence: Evidence, facts: Profile) -> list[Candidate]:
         """The best first, and those nearly as good. A sentence that leaves out much of what it fires on counts for
-        less, and what follows counts for more where the feature's own direction makes that likelier."""
+        less, so does one that names no words where the tokens say nothing; what follows counts for more where the
+        feature's own direction makes that likelier."""
+
+        mute = is_mute(facts, evidence.covers, self.background.words)
 
         def worth(one: Candidate) -> float:
-            agrees = OUTPUT * (one.parts == ("next",) and facts.agrees)
-            return one.worth + agrees - UNNAMED * (1 - named_share(one, evidence, facts, self.background))
+            says_it = "later" in one.parts and bool(says(one, facts))
+            agrees = OUTPUT * ((one.parts == ("next",) and facts.agrees) or says_it)
+            phrase = "ngrams" in one.parts and on_tokens(facts, True)[1] == "phrase"
+            nameless = MUTE * (mute and not phrase and not topic(one, facts, self.background.words))
+            return one.worth + agrees - nameless - UNNAMED * (1 - named_share(one, evidence, facts, self.background))
 
         ranked = sorted(((worth(one), one) for one in found), key=lambda pair: -pair[0])
         return [one for value, one in ranked if value >= ranked[0][0] - NEARLY]

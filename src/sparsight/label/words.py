@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 from sparsight.label.evidence import Window
@@ -52,8 +53,7 @@ def _edges(piece: str) -> tuple[bool, bool]:
     return ends, begins
 
 
-@lru_cache(4096)
-def spans(pieces: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+def spans_of(pieces: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """(first, one past the last) token of each word, and of each piece that is none."""
     starts, within = [0] if pieces else [], False
     for i, piece in enumerate(pieces):
@@ -64,21 +64,61 @@ def spans(pieces: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(starts, [*starts[1:], len(pieces)], strict=True))
 
 
-@lru_cache(4096)
-def words(pieces: tuple[str, ...], roles: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
-    """(its last token, it in lower case) of each word with a letter; what the chat template adds is none."""
+def words_of(pieces: Sequence[str], roles: Sequence[int]) -> tuple[tuple[int, int, str], ...]:
+    """(its first token, its last, it in lower case) of each word with a letter; what the chat template adds is none."""
     out = []
-    for first, stop in spans(pieces):
+    for first, stop in spans_of(pieces):
         word = pieces[first].strip() if stop == first + 1 else "".join(pieces[first:stop]).strip()
         if word[:1].isalpha() and not roles[first] & SPECIAL:
-            out.append((stop - 1, word.casefold()))
+            out.append((first, stop - 1, word.casefold()))
     return tuple(out)
+
+
+def turns_of(roles: Sequence[int]) -> tuple[int, ...]:
+    """Of each token the number of its turn; what the template adds belongs to the turn that it comes before."""
+    out, turn, last = [], 0, ""
+    for kind in roles:
+        role = "" if kind & SPECIAL else role_of(kind)
+        turn += bool(last) and role != last
+        last = role
+        out.append(turn)
+    return tuple(out)
+
+
+# of windows, which come again and again
+spans, words, turns = lru_cache(4096)(spans_of), lru_cache(4096)(words_of), lru_cache(4096)(turns_of)
 
 
 @lru_cache(1024)
 def role_of(kind: int) -> str:
     """Whose a token is, from its Kind bits; what the template adds is nobody's: "template"."""
     return next((name for name, bits in NAMED if kind & bits), "text")
+
+
+def so_far(window: Window) -> list[tuple[int, int, str]]:
+    """(first, one past the last token that comes after it, word) of each word that the text has had, once."""
+    whole = len(window.pieces)
+    out = [(0, whole, word) for word in window.earlier]
+    seen = set(window.earlier)
+    for _, last, word in words(window.pieces, window.roles):
+        if word not in seen:
+            seen.add(word)
+            out.append((last, whole, word))
+    return out
+
+
+def to_come(window: Window) -> list[tuple[int, int, str]]:
+    """(first, one past the last token that comes before it, word) of each word in the rest of each turn, once."""
+    turn = turns(window.roles)
+    if not turn:
+        return []
+    begins = {number: at for at, number in reversed([*enumerate(turn)])}
+    last: dict[tuple[int, str], int] = {}
+    for first, _, word in words(window.pieces, window.roles):
+        last[turn[first], word] = first
+    for word in window.later:
+        last[turn[-1], word] = len(turn)
+    return [(begins[number], stop, word) for (number, word), stop in last.items() if stop > begins[number]]
 
 
 def places(window: Window) -> list[str]:
