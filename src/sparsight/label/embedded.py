@@ -22,8 +22,8 @@ from sparsight.label.typing import Profile, profile
 
 DENSE = 0.1  # of all tokens
 LEAST = 3  # windows where it fires, to make a rule of
-OUTPUT = 0.05  # AUC that a rule of what follows may lack of the best one's, where its direction says the same
-MUTE = 0.05  # AUC that a rule which names no words may have over one that does, where its tokens say nothing of it
+OUTPUT = 0.04  # AUC that a rule of what follows may lack of the best one's, where its direction says the same
+MUTE = 0.03  # AUC that a rule which names no words may have over one that does, where its tokens say nothing of it
 UNNAMED = 0.15  # AUC that a sentence may lack which names all that it fires on, of one that names nothing
 NEARLY = 0.1  # AUC below the best, within which what can be said is preferred
 VERSION = 2  # of the way it labels: another number is another labeller
@@ -38,7 +38,7 @@ class EmbeddedLabeller:
 
     def __init__(self, background: Background, unclear_below: float = 0.6) -> None:
         self.background, self.unclear_below = background, unclear_below
-        settings = [VERSION, unclear_below, list(map(list, candidates.CHOICES)), parts.SHRINK, parts.PRIOR]
+        settings = [VERSION, unclear_below, candidates.CHOICES, candidates.PART, parts.SHRINK, parts.PRIOR]
         self.prompt = hashlib.blake2b(json.dumps(settings).encode(), digest_size=4).hexdigest()
 
     def label(self, evidence: Evidence) -> Label | None:
@@ -49,13 +49,13 @@ class EmbeddedLabeller:
         enough = len(evidence.firing) >= LEAST and evidence.silent
         found = candidates.candidates(Sheet([*evidence.firing, *evidence.silent]), self.background) if enough else []
         if evidence.statistics.density > DENSE:
-            return self._dense(evidence, facts, found[0].rule if found else None)
+            return self._dense(evidence, facts, found[0].fitted.rule if found else None)
         for one in self._ranked(found, evidence, facts):
-            if one.detection < self.unclear_below:
+            if one.fitted.detection < self.unclear_below:
                 continue
             text, kind = sentence(evidence, facts, one, self.background)
             if text:
-                return self._label(evidence, text, kind, one.rule, one.detection)
+                return self._label(evidence, text, kind, one.fitted.rule, one.fitted.detection)
         return self._unclear(evidence, found[0] if found else None)
 
     def _ranked(self, found: list[Candidate], evidence: Evidence, facts: Profile) -> list[Candidate]:
@@ -90,7 +90,9 @@ class EmbeddedLabeller:
 
     def _unclear(self, evidence: Evidence, best: Candidate | None) -> Label:
         text = f"unclear: e.g. “{snippet(evidence.firing[0])}”"
-        return self._label(evidence, text, "unclear", best.rule if best else None, best.detection if best else 0.5)
+        return self._label(
+            evidence, text, "unclear", best.fitted.rule if best else None, best.fitted.detection if best else 0.5
+        )
 
     def _label(self, evidence: Evidence, text: str, kind: str, rule: Rule | None, detection: float) -> Label:
         text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1].rstrip()}…"

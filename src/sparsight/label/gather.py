@@ -201,9 +201,9 @@ class Gatherer:
             return np.zeros(0, np.int64)
         places, ids = self._index(held_out)
         drawn = []
-        for window in [*shown] * 2:
-            id = window.ids[window.focus]
-            first, last = np.searchsorted(ids, [id, id + 1])
+        own = np.array([window.ids[window.focus] for window in shown], np.int64)
+        bounds = [*zip(*(np.searchsorted(ids, own + i).tolist() for i in (0, 1)), strict=True)]
+        for first, last in bounds * 2:
             if last > first:
                 drawn.append(places[rng.integers(first, last, 4)])
         return rng.permutation(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)

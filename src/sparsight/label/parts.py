@@ -127,7 +127,7 @@ def words(sheet: Sheet, name: str, spans: Spans, background: Mapping[str, float]
     keys, fires_in = spans.keys, sheet.fires_in
     if not keys.names:
         return Part(np.zeros(len(sheet)), {name: {}})
-    window, start, stop = spans.at.T
+    window, start, stop = spans.at
     focus = sheet.focus[window]
     seen = (start <= focus) & (focus < stop)
     firing, silent = (seen & fires_in[window]), (seen & ~fires_in[window])

@@ -76,7 +76,7 @@ class Rule:
             after = [self.next.get(folded(piece), 0.0) for piece in pieces[1:]]
             scores = [score + weight for score, weight in zip(scores, [*after, 0.0], strict=True)]
         for table, spans in ((self.words, so_far), (self.later, to_come)):
-            for first, stop, word in spans(window) if table else ():
+            for word, first, stop in zip(*spans(window), strict=True) if table else ():
                 if (weight := table.get(word)) is not None:
                     scores[first:stop] = [score + weight for score in scores[first:stop]]
         return [1 / (1 + math.exp(-max(min(round(score, 9), 50.0), -50.0))) for score in scores]

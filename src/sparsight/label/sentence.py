@@ -35,7 +35,7 @@ def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: 
     parts = set(chosen.parts)
     mute = is_mute(facts, evidence.covers, background.words)
     about = topic(chosen, facts, background.words)
-    after = strongest(chosen.rule.next, facts.next)
+    after = strongest(chosen.table("next"), facts.next)
     words = "later" in parts and (mute or not parts & TOKENS or _scattered(facts)) and says(chosen, facts)
     scattered = _scattered(facts) and parts & TEXTS and about
     if words:
@@ -91,7 +91,7 @@ def named_share(chosen: Candidate, evidence: Evidence, facts: Profile, backgroun
         shares.append(sum(share for had, coming, share in facts.said
                           if not (had | coming if "later" in parts else had).isdisjoint(few)))  # fmt: skip
     if "next" in parts:
-        said = strongest(chosen.rule.next, facts.next)
+        said = strongest(chosen.table("next"), facts.next)
         shares.append(sum(share for name, share in facts.next if name in said))
     if "places" in parts and turn(facts, evidence):
         role = facts.places[0][0].partition(" ")[0]

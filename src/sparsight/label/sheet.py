@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sparsight.label.evidence import Window
-from sparsight.label.words import folded, places, shape, so_far, to_come
+from sparsight.label.words import Spread, folded, places, shape, so_far, to_come
 
 FAIR = 8  # windows that make a sample
 
@@ -30,7 +30,7 @@ class Spans:
     """Words, each once a window or turn. at: the window's number, the first token and one past the last of those that
     have it; keys: which word."""
 
-    at: Int[np.ndarray, "occurrence 3"]
+    at: Int[np.ndarray, "3 occurrence"]
     keys: Keys
 
 
@@ -110,16 +110,18 @@ class Sheet:
 
     @cached_property
     def languages(self) -> Keys:
-        return Keys([w.language or "" for w in self.windows for _ in w.pieces])
+        return self._with(Keys([w.language or "" for w in self.windows]), self.window)
 
     @cached_property
     def next(self) -> Keys:
         """The token that follows, folded; "" at the end of a window, where it is not known."""
-        names = [self.folded.names[i] for i in self.folded.of]
-        after = [*names[1:], ""] if names else []
-        for last in self.first[1:] - 1:
-            after[last] = ""
-        return Keys([*after[:-1], ""] if after else [])
+        made = Keys([])
+        made.number = dict(self.folded.number)
+        unknown = made.number.setdefault("", len(made.number))
+        made.names = [*made.number]
+        made.of = np.append(self.folded.of[1:], unknown)
+        made.of[self.first[1:] - 1] = unknown
+        return made
 
     @cached_property
     def _before(self) -> dict[int, np.ndarray]:
@@ -147,23 +149,26 @@ class Sheet:
     def summed(self, spans: Spans, each: Float[np.ndarray, " occurrence"]) -> Float[np.ndarray, " token"]:
         """At each token, the sum of the weights of the words that have it. Rounded: what was added is taken away again,
         and equal sums stay equal."""
-        _, start, stop = spans.at.T
+        _, start, stop = spans.at
         size = len(self) + 1
         steps = np.bincount(start, each, minlength=size) - np.bincount(stop, each, minlength=size)
         return steps.cumsum()[:-1].round(9)
 
-    def _spans(self, of: Callable[[Window], list[tuple[int, int, str]]]) -> Spans:
+    def _spans(self, of: Callable[[Window], Spread]) -> Spans:
         found = [of(window) for window in self.windows]
-        at = np.array([one[:2] for each in found for one in each], np.int64).reshape(-1, 2)
-        window = np.repeat(np.arange(len(found)), [len(each) for each in found])
-        at += self.first[window][:, None]
-        return Spans(np.column_stack([window, at]), Keys([one[2] for each in found for one in each]))
+        window = np.repeat(np.arange(len(found)), [len(names) for names, _, _ in found])
+        at = np.array([[i for one in found for i in one[which]] for which in (1, 2)], np.int64) + self.first[window]
+        return Spans(np.stack([window, *at]), Keys([name for names, _, _ in found for name in names]))
 
     def _mapped(self, of: Callable[[str], str]) -> Keys:
         """A property of the exact token."""
-        inner = Keys([of(str(piece)) for piece in self.exact.names])
+        return self._with(Keys([of(str(piece)) for piece in self.exact.names]), self.exact.of)
+
+    @staticmethod
+    def _with(inner: Keys, of: np.ndarray) -> Keys:
+        """Each token as the one that it has the number of."""
         made = Keys([])
-        made.of, made.names, made.number = inner.of[self.exact.of], inner.names, inner.number
+        made.of, made.names, made.number = inner.of[of], inner.names, inner.number
         return made
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparsight.label.evidence import Evidence, Window
-from sparsight.label.words import folded, places, role_of, shape, so_far, spans, to_come
+from sparsight.label.words import at_focus, folded, places, role_of, shape, so_far, spans, to_come
 
 WHOLE = 0.6  # of a token's weight in one whole word, for the word to stand for it
 AGREED = 0.35  # of its weight before a token that its direction makes likelier, to count as saying it
@@ -69,15 +70,17 @@ def profile(evidence: Evidence) -> Profile:
     counts: dict[str, Weights] = defaultdict(Weights)
     for window in evidence.firing:
         each = max(window.values) ** 0.5 / sum(window.values)
-        where, inside = places(window), _words(window)
+        where, inside = places(window), spans(window.pieces)
+        starts = [first for first, _ in inside]
         for i, value in enumerate(window.values):
             if value <= 0:
                 continue
             weight, key = value * each, folded(window.pieces[i])
-            word, span = inside[i]
-            tokens[key][_shown(window, i, span, word)] += weight
-            before[key][inside[span[0] - 1][0] if span[0] else ""] += weight
-            after[key][inside[span[1]][0] if span[1] < len(inside) else ""] += weight
+            which = bisect_right(starts, i) - 1
+            span = inside[which]
+            tokens[key][_shown(window, i, span, _word(window, span))] += weight
+            before[key][_word(window, inside[which - 1]) if which else ""] += weight
+            after[key][_word(window, inside[which + 1]) if which + 1 < len(inside) else ""] += weight
             counts["shapes"][shape(window.pieces[i])] += weight
             counts["places"][where[i]] += weight
             if where[i] == "template":
@@ -94,12 +97,8 @@ def profile(evidence: Evidence) -> Profile:
     lens = tuple(dict.fromkeys(folded(text) for text, _ in evidence.above))
     likelier = [(text, share) for text, share in shares["next"] if text in lens]
     spelled = {text: f"…{text}" for text, weight in counts["goes on"].items() if weight > 0}
-    said = [(_at_focus(w, so_far(w)), _at_focus(w, to_come(w)), max(w.values) ** 0.5 / whole) for w in evidence.firing]
+    said = [(at_focus(w, so_far(w)), at_focus(w, to_come(w)), max(w.values) ** 0.5 / whole) for w in evidence.firing]
     return Profile(spoken, likelier=likelier, spelled=spelled, said=said, lens=lens, **shares)
-
-
-def _at_focus(window: Window, spans: list[tuple[int, int, str]]) -> set[str]:
-    return {word for first, stop, word in spans if first <= window.focus < stop}
 
 
 def opens(window: Window, at: int) -> str:
@@ -107,13 +106,9 @@ def opens(window: Window, at: int) -> str:
     return next((role for kind in window.roles[at:] if (role := role_of(kind)) != "template"), "")
 
 
-def _words(window: Window) -> list[tuple[str, tuple[int, int]]]:
-    """Of each token the whole word that it is in, and which tokens that has."""
-    out: list[tuple[str, tuple[int, int]]] = []
-    for first, stop in spans(window.pieces):
-        word = "".join(window.pieces[first:stop])
-        out += [(word.strip().casefold() or word, (first, stop))] * (stop - first)
-    return out
+def _word(window: Window, span: tuple[int, int]) -> str:
+    word = window.pieces[span[0]] if span[1] == span[0] + 1 else "".join(window.pieces[span[0] : span[1]])
+    return word.strip().casefold() or word
 
 
 def _shown(window: Window, at: int, span: tuple[int, int], word: str) -> tuple[str, str, str, str]:
