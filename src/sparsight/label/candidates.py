@@ -138,8 +138,8 @@ def _judged(
 
 
 def _discriminants(sheet: Sheet, parts: Mapping[str, Part]) -> Callable[[Sequence[str]], Float[np.ndarray, " part"]]:
-    """Fisher's linear discriminant of some of the parts: nearly as good as a regression, and quick, as all choices share
-    one matrix. A part that would count against itself counts nothing."""
+    """Fisher's linear discriminant of some of the parts: nearly as good as a regression, and quick, as all choices
+    share one matrix. A part that would count against itself counts nothing."""
     x = np.stack([part.score for part in parts.values()])
     place = {name: i for i, name in enumerate(parts)}
     x = x - x.mean(1, keepdims=True)

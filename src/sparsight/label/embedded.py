@@ -23,9 +23,12 @@ from sparsight.label.typing import Profile, profile
 DENSE = 0.1  # of all tokens
 LEAST = 3  # windows where it fires, to make a rule of
 OUTPUT = 0.04  # AUC that a rule of what follows may lack of the best one's, where its direction says the same
+THEME = (
+    0.06  # of what AUC there is to gain, that a rule may lack which names what texts are about: that is searched for
+)
 MUTE = 0.03  # AUC that a rule which names no words may have over one that does, where its tokens say nothing of it
 UNNAMED = 0.15  # AUC that a sentence may lack which names all that it fires on, of one that names nothing
-NEARLY = 0.1  # AUC below the best, within which what can be said is preferred
+NEARLY = 0.2  # AUC below the best, within which what can be said is preferred
 VERSION = 2  # of the way it labels: another number is another labeller
 LONGEST = 120  # characters of a label
 
@@ -69,8 +72,10 @@ class EmbeddedLabeller:
             says_it = "later" in one.parts and bool(says(one, facts))
             agrees = OUTPUT * ((one.parts == ("next",) and facts.agrees) or says_it)
             phrase = "ngrams" in one.parts and on_tokens(facts, True)[1] == "phrase"
-            nameless = MUTE * (mute and not phrase and not topic(one, facts, self.background.words))
-            return one.worth + agrees - nameless - UNNAMED * (1 - named_share(one, evidence, facts, self.background))
+            theme = topic(one, facts, self.background.words)
+            named = THEME * (1 - one.detection) * bool(theme) - MUTE * (mute and not phrase and not theme)
+            left_out = UNNAMED * (1 - named_share(one, evidence, facts, self.background))
+            return one.worth + agrees + named - left_out
 
         ranked = sorted(((worth(one), one) for one in found), key=lambda pair: -pair[0])
         return [one for value, one in ranked if value >= ranked[0][0] - NEARLY]

@@ -4,7 +4,6 @@ in the rest of the turn, and words that its documents have and others do not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from sparsight.label.candidates import Candidate
@@ -17,7 +16,6 @@ PREFIX = 3  # characters of a token, from which on it stands for the words that 
 MUTE = ("punctuation", "line break", "space", "special")  # looks of tokens that mean nothing alone
 USUAL = 0.15  # of random places that a word is said before: a word of many texts
 FUNCTION = 0.5  # the same: a word of nearly all texts
-RARE = 0.002  # of random places: words that are rarer are none the better for it
 COVERED = 0.5  # of a token's places where a feature fires, for the token alone to say what it fires on
 
 FUNCTION_WORDS = frozenset(
@@ -25,9 +23,9 @@ FUNCTION_WORDS = frozenset(
         """a about after again all also am an and any are aren't as at be been before being but by can can't could did
         do does doesn't doing don't down each else ever every few for from get go going got had has have having he he's
         her here hers him his how i i'd i'll i'm i've if in into is isn't it it's its itself just know let let's like
-        made make makes me more most much my myself no nor not now of off oh on once one ones only or other our ours
+        made make makes me more most much my myself no nor not now of off oh on one ones only or other our ours
         out over own per really s said same say says she she's should so some something such t than that that's the
-        their theirs them then there there's these they they're this those through to too under until up upon us very
+        their theirs them then there there's these they they're this those through to too under until up us very
         was wasn't we we're went were what what's when where which while who whom why will with without won't would
         you you'd you'll you're you've your yours"""
     )
@@ -50,12 +48,12 @@ def is_likelier(word: str, lens: Sequence[str]) -> bool:
 def topic(
     chosen: Candidate, facts: Profile, usual: Mapping[str, float], without: Sequence[str] = (), number: int = FEW
 ) -> list[str]:
-    """Words that tell its texts from others, of those that the rule weighs: rather rare ones. Function words only where
-    there are no others. without: words that are said already."""
+    """Words that tell its texts from others, of those that the rule weighs. Function words only where there are no
+    others. without: words that are said already."""
     worth: dict[str, float] = {}
     for name in ("words", "later"):
         for word, value in chosen.telling.get(name, {}).items() if name in chosen.parts else ():
-            worth[word] = max(value * -math.log(max(usual.get(word, 0.0), RARE)), worth.get(word, 0.0))
+            worth[word] = max(value * (0.5 if usual.get(word, 0.0) >= USUAL else 1.0), worth.get(word, 0.0))
     spoken = [one.word for one in facts.tokens if one.share > 0.2] if len(chosen.parts) > 1 else []
     spoken += [word for one in facts.tokens[:1] for word, share in one.before if share > 0.2]
     content = {word: value for word, value in worth.items() if word not in FUNCTION_WORDS}
@@ -65,7 +63,9 @@ def topic(
 def is_manner(words: Sequence[str], facts: Profile, usual: Mapping[str, float]) -> bool:
     """Whether such words are a way to speak, rather than what is spoken of: words of all texts, or those that the
     feature itself makes likelier."""
-    return 2 * sum(usual.get(word, 0.0) >= USUAL or is_likelier(word, facts.lens) for word in words) >= len(words)
+    spoken = [word for word in words
+              if word in FUNCTION_WORDS or usual.get(word, 0.0) >= USUAL or is_likelier(word, facts.lens)]  # fmt: skip
+    return 2 * len(spoken) >= len(words)
 
 
 def is_mute(facts: Profile, covers: Mapping[str, float], usual: Mapping[str, float]) -> bool:

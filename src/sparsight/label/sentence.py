@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sparsight.label.candidates import Candidate
 from sparsight.label.evidence import Background, Evidence, Window
-from sparsight.label.saying import FEW, is_manner, is_mute, says, topic
+from sparsight.label.saying import FEW, MUTE, is_manner, is_mute, says, topic
 from sparsight.label.typing import Profile, Spoken
 from sparsight.label.words import readable
 
@@ -42,6 +42,10 @@ def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: 
         return saying(words, evidence, facts, chosen, background), "output"
     if parts & TOKENS and not scattered:
         said, kind = on_tokens(facts, "ngrams" in parts)
+        if not said and "places" in parts and (where := turn(facts, evidence)):
+            said, kind = where
+        elif not said and about:
+            return f"text {_of(about, facts, background)}", "context"
     elif "shapes" in parts and (looks := on_shapes(facts)):
         said, kind = looks, "format"
     elif "next" in parts and after:
@@ -134,9 +138,10 @@ def on_tokens(facts: Profile, with_context: bool) -> tuple[str, str]:
         return "numbers", "format"
     if covered >= MOST:
         return listed(words), "words"
-    if covered < VAGUE:
+    telling = [one.word for one in few if one.shape not in MUTE]
+    if covered < VAGUE or 2 * len(telling) < len(few):
         return "", "unclear"
-    return f"words such as {', '.join(readable(word) for word in words)}", "words"
+    return f"words such as {', '.join(readable(word) for word in dict.fromkeys(telling))}", "words"
 
 
 def named(one: Spoken) -> str:
