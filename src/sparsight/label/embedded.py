@@ -15,8 +15,8 @@ from sparsight.label import candidates, parts
 from sparsight.label.candidates import Candidate
 from sparsight.label.evidence import Background, Evidence
 from sparsight.label.rule import Rule
-from sparsight.label.saying import is_mute, says, topic
-from sparsight.label.sentence import listed, named_share, on_tokens, sentence, snippet
+from sparsight.label.saying import is_mute, is_named, says, topic
+from sparsight.label.sentence import COMING, listed, named_share, on_tokens, sentence, snippet
 from sparsight.label.sheet import Sheet
 from sparsight.label.typing import Profile, profile
 
@@ -69,11 +69,11 @@ class EmbeddedLabeller:
         mute = is_mute(facts, evidence.covers, self.background.words)
 
         def worth(one: Candidate) -> float:
-            says_it = "later" in one.parts and bool(says(one, facts))
+            says_it = bool(COMING.intersection(one.parts) and says(one, facts))
             agrees = OUTPUT * ((one.parts == ("next",) and facts.agrees) or says_it)
             phrase = "ngrams" in one.parts and on_tokens(facts, True)[1] == "phrase"
-            theme = topic(one, facts, self.background.words)
-            named = THEME * (1 - one.detection) * bool(theme) - MUTE * (mute and not phrase and not theme)
+            theme = is_named(topic(one, facts, self.background.words))
+            named = THEME * (1 - one.detection) * theme - MUTE * (mute and not phrase and not theme)
             left_out = UNNAMED * (1 - named_share(one, evidence, facts, self.background))
             return one.worth + agrees + named - left_out
 

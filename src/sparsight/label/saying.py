@@ -13,6 +13,7 @@ FEW = 5  # words that are named
 LEAST = 2  # words that must be made likelier and follow, for a feature to be one that says something
 FOLLOWS = 0.4  # of its weight where one of them follows, at least
 PREFIX = 3  # characters of a token, from which on it stands for the words that begin with it
+LIFTED = 3  # words that are named of those that its direction makes likelier
 MUTE = ("punctuation", "line break", "space", "special")  # looks of tokens that mean nothing alone
 USUAL = 0.15  # of random places that a word is said before: a word of many texts
 FUNCTION = 0.5  # the same: a word of nearly all texts
@@ -20,13 +21,13 @@ COVERED = 0.5  # of a token's places where a feature fires, for the token alone 
 
 FUNCTION_WORDS = frozenset(
     str.split(
-        """a about after again all also am an and any are aren't as at be been before being but by can can't could did
+        """a about after again all also am an and any are aren't as at be been before being but by can could did
         do does doesn't doing don't down each else ever every few for from get go going got had has have having he he's
         her here hers him his how i i'd i'll i'm i've if in into is isn't it it's its itself just know let let's like
         made make makes me more most much my myself no nor not now of off oh on one ones only or other our ours
         out over own per really s said same say says she she's should so some something such t than that that's the
         their theirs them then there there's these they they're this those through to too under until up us very
-        was wasn't we we're went were what what's when where which while who whom why will with without won't would
+        was wasn't we we're went were what what's when where which while who whom why will with without would
         you you'd you'll you're you've your yours"""
     )
 )
@@ -38,6 +39,12 @@ def says(chosen: Candidate, facts: Profile) -> list[str]:
              if word not in FUNCTION_WORDS and is_likelier(word, facts.lens)]  # fmt: skip
     follows = sum(share for _, coming, share in facts.said if not coming.isdisjoint(found))
     return apart(found, FEW) if len(apart(found, LEAST)) >= LEAST and follows >= FOLLOWS else []
+
+
+def lifted(above: Sequence[tuple[str, float]]) -> list[str]:
+    """Of the tokens that a direction makes likelier, those that are words by themselves."""
+    words = dict.fromkeys(piece.strip().casefold() for piece, _ in above if piece[:1].isspace() and piece[1:].isalpha())
+    return apart([word for word in words if len(word) > PREFIX and word not in FUNCTION_WORDS], LIFTED)
 
 
 def is_likelier(word: str, lens: Sequence[str]) -> bool:
@@ -58,6 +65,11 @@ def topic(
     spoken += [word for one in facts.tokens[:1] for word, share in one.before if share > 0.2]
     content = {word: value for word, value in worth.items() if word not in FUNCTION_WORDS}
     return apart(ranked(content if len(content) > 1 else worth), number, [*without, *spoken])
+
+
+def is_named(words: Sequence[str]) -> bool:
+    """Whether some words say what texts are about: two of them are no function words."""
+    return sum(word not in FUNCTION_WORDS for word in words) >= LEAST
 
 
 def is_manner(words: Sequence[str], facts: Profile, usual: Mapping[str, float]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sparsight.label.candidates import Candidate
 from sparsight.label.evidence import Background, Evidence, Window
-from sparsight.label.saying import FEW, MUTE, is_manner, is_mute, says, topic
+from sparsight.label.saying import FEW, FUNCTION_WORDS, MUTE, is_manner, is_mute, is_named, lifted, says, topic
 from sparsight.label.typing import Profile, Spoken
 from sparsight.label.words import readable
 
@@ -15,7 +15,7 @@ TELLS = 0.5  # of the way from a role's share of all tokens to all of them: then
 ONE = 0.7  # of its weight on one token: that token's feature
 MOST = 0.75  # of its weight on a few words: those words' feature
 SCATTERED = 0.4  # of its weight on a few words: where what the text is about tells too, that alone is said
-TOKENS, TEXTS = {"ngrams", "folded"}, {"words", "later"}  # parts
+TOKENS, TEXTS, COMING = {"ngrams", "folded"}, {"words", "later"}, {"next", "later"}  # parts
 MARKS = {
     ".": "full stops", ",": "commas", "?": "question marks", "!": "exclamation marks", ":": "colons", ";": "semicolons",
     '"': "quotation marks", "'": "apostrophes", "-": "hyphens", "(": "opening brackets", ")": "closing brackets",
@@ -36,7 +36,7 @@ def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: 
     mute = is_mute(facts, evidence.covers, background.words)
     about = topic(chosen, facts, background.words)
     after = strongest(chosen.table("next"), facts.next)
-    words = "later" in parts and (mute or not parts & TOKENS or _scattered(facts)) and says(chosen, facts)
+    words = parts & COMING and (mute or not parts & TOKENS or _scattered(facts)) and says(chosen, facts)
     scattered = _scattered(facts) and parts & TEXTS and about
     if words:
         return saying(words, evidence, facts, chosen, background), "output"
@@ -66,13 +66,15 @@ def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: 
     if "places" in parts and kind not in ("role", "position") and (where := turn(facts, evidence)):
         said += f" {'at' if where[1] == 'position' else 'in'} {where[0]}"
         told |= mute
-    if "next" in parts and kind != "output" and after:
+    if "next" in parts and kind != "output" and after and not (parts & TEXTS and is_named(about)):
         said += f", before {listed([facts.spelled.get(text, text) for text in after])}"
         told |= mute
     if parts & TEXTS and about:
         said += f", in text {_of(about[:4], facts, background)}"
     if mute and not told and kind not in ("role", "position", "output", "phrase"):
         return "", "unclear"
+    if kind != "output" and not is_named(about) and _is_plain(facts, kind) and (more := lifted(evidence.above)):
+        said += f"; makes {listed(more)} likelier"
     return said, kind
 
 
@@ -105,6 +107,12 @@ def named_share(chosen: Candidate, evidence: Evidence, facts: Profile, backgroun
     if "languages" in parts:
         shares.append(facts.languages[0][1])
     return max(shares)
+
+
+def _is_plain(facts: Profile, kind: str) -> bool:
+    """Whether such a sentence names no word that says anything."""
+    named = [one for one in facts.tokens[:3] if one.shape not in MUTE and one.word not in FUNCTION_WORDS]
+    return kind in ("role", "position", "format") or not named
 
 
 def _scattered(facts: Profile) -> bool:
