@@ -31,7 +31,7 @@ FUSED = 60  # the constant of reciprocal rank fusion
 DEEP = 200  # how many of each ranking are fused
 WEIGHTS = {"tokens": 0.5}  # of rankings; of all others 1
 TOKENS = ("single token", "word family", "words", "phrase")  # types of labels of single tokens
-TOKEN = 0.85  # what a feature counts for that has such a label, where several words are asked for
+TOKEN = 0.8  # what a feature counts for that has such a label, where several words are asked for
 WORDS = 32  # of a query that are looked for
 FILLERS = frozenset(
     re.findall(

@@ -23,9 +23,7 @@ from sparsight.label.typing import Profile, profile
 DENSE = 0.1  # of all tokens
 LEAST = 3  # windows where it fires, to make a rule of
 OUTPUT = 0.04  # AUC that a rule of what follows may lack of the best one's, where its direction says the same
-THEME = (
-    0.06  # of what AUC there is to gain, that a rule may lack which names what texts are about: that is searched for
-)
+THEME = 0.06  # of the AUC that is yet to gain: what a rule may lack that names what texts are about, as people ask that
 MUTE = 0.03  # AUC that a rule which names no words may have over one that does, where its tokens say nothing of it
 UNNAMED = 0.15  # AUC that a sentence may lack which names all that it fires on, of one that names nothing
 NEARLY = 0.2  # AUC below the best, within which what can be said is preferred

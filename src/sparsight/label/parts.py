@@ -115,10 +115,13 @@ def ngrams(sheet: Sheet) -> Part:
         at = np.array(shown)
         room = sheet.first[sheet.window[at]] + n - 1 <= at  # as long as it says it is
         by_token = whole[keys.of]
-        matter, weights = (abs(told) * np.sqrt(counts.all)).tolist(), (weights - logit(base) - zero).tolist()
-        found += [(matter[i], n, shown[i], weights[i]) for i in np.nonzero(room & (abs(told) > 0.1))[0].tolist()]
-    found.sort(key=lambda one: (-one[0], one[1], one[2]))
-    tables["ngrams"] = {tuple(sheet.pieces[at + 1 - n : at + 1]): w for _, n, at, w in found[: KEPT["ngrams"]]}
+        weights = weights - logit(base) - zero
+        few = np.nonzero(room & (abs(told) > 0.1))[0]
+        found.append(np.stack([abs(told[few]) * np.sqrt(counts.all[few]), np.full(len(few), n), at[few], weights[few]]))
+    matter, n, at, weights = np.concatenate(found, axis=1)
+    kept = np.lexsort((at, n, -matter))[: KEPT["ngrams"]]
+    rows = zip(n[kept].astype(int).tolist(), at[kept].astype(int).tolist(), weights[kept].tolist(), strict=True)
+    tables["ngrams"] = {tuple(sheet.pieces[at + 1 - n : at + 1]): weight for n, at, weight in rows}
     return Part(logit(score) - logit(base), tables, zero)
 
 

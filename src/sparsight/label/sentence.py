@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sparsight.label.candidates import Candidate
 from sparsight.label.evidence import Background, Evidence, Window
-from sparsight.label.saying import FEW, FUNCTION_WORDS, MUTE, is_manner, is_mute, is_named, lifted, says, topic
+from sparsight.label.saying import FEW, MUTE, is_manner, is_mute, is_named, lifted, says, topic
 from sparsight.label.typing import Profile, Spoken
 from sparsight.label.words import readable
 
@@ -73,8 +73,8 @@ def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: 
         said += f", in text {_of(about[:4], facts, background)}"
     if mute and not told and kind not in ("role", "position", "output", "phrase"):
         return "", "unclear"
-    if kind != "output" and not is_named(about) and _is_plain(facts, kind) and (more := lifted(evidence.above)):
-        said += f"; makes {listed(more)} likelier"
+    if (mute or kind in ("role", "position")) and kind != "output" and not is_named(about):
+        said += f"; makes {listed(more)} likelier" if (more := lifted(evidence.above)) else ""
     return said, kind
 
 
@@ -107,12 +107,6 @@ def named_share(chosen: Candidate, evidence: Evidence, facts: Profile, backgroun
     if "languages" in parts:
         shares.append(facts.languages[0][1])
     return max(shares)
-
-
-def _is_plain(facts: Profile, kind: str) -> bool:
-    """Whether such a sentence names no word that says anything."""
-    named = [one for one in facts.tokens[:3] if one.shape not in MUTE and one.word not in FUNCTION_WORDS]
-    return kind in ("role", "position", "format") or not named
 
 
 def _scattered(facts: Profile) -> bool:
