@@ -238,15 +238,13 @@ class Gatherer:
         lo = np.maximum(at - self.spec.before, starts)
         hi = np.minimum(at + self.spec.after + 1, starts + self.lengths[numbers])
         first, last = np.searchsorted(firing.places, [lo, hi])
-        rows = zip(places, numbers.tolist(), starts.tolist(), lo.tolist(), hi.tolist(), first.tolist(), last.tolist(),
-                   strict=True)  # fmt: skip
-        return [self._window(*row, firing) for row in rows]
+        spans = np.stack([numbers, starts, lo, hi, first, last], axis=1).tolist()
+        return [self._window(place, span, firing) for place, span in zip(places, spans, strict=True)]
 
-    def _window(
-        self, place: tuple[int, Any], number: int, start: int, lo: int, hi: int, first: int, last: int, firing: Firing
-    ) -> Window:
-        """number, start: of its document. lo, hi: the tokens. first, last: the fires among them."""
-        at, why = place
+    def _window(self, place: tuple[int, Any], span: Sequence[int], firing: Firing) -> Window:
+        """span: its document's number and first token; its own first token and one past the last; likewise of the
+        fires among them."""
+        (at, why), (number, start, lo, hi, first, last) = place, span
         if self.log is not None and self.logged[number]:
             values = np.zeros(hi - lo, np.float32)
             values[firing.places[first:last] - lo] = firing.values[first:last]

@@ -152,7 +152,7 @@ def words(sheet: Sheet, name: str, spans: Spans, background: Mapping[str, float]
     kept = [i for i in np.argsort(-abs(sure), kind="stable") if abs(sure[i]) >= SURE][: KEPT[name]]
     share, usual = ((have + PSEUDO / 2) / (total + PSEUDO) for have, total in (counts[0][:2], counts[1][:2]))
     lift = share / usual
-    least = np.where([len(word) < SHORT for word in keys.names], LIFT_OF_SHORT, LIFT)
+    least = np.where([len(str(word)) < SHORT for word in keys.names], LIFT_OF_SHORT, LIFT)
     named = np.nonzero((sure >= NAMED) & (lift >= least))[0]
     telling = {str(keys.names[i]): float(share[i] * math.log(lift[i])) for i in named}
     return Part(score, {name: {str(keys.names[i]): float(delta[i]) for i in kept}}, 0.0, telling)

@@ -28,8 +28,8 @@ class Said:
     def of(cls, pieces: tuple[str, ...], roles: tuple[int, ...]) -> Said:
         """Of a whole document."""
         found = words_of(pieces, roles)
-        first, last, names = ([word[i] for word in found] for i in range(3))
-        return cls(pieces, roles, first, last, names, turns_of(roles))
+        first, last = [word[0] for word in found], [word[1] for word in found]
+        return cls(pieces, roles, first, last, [word[2] for word in found], turns_of(roles))
 
     def earlier(self, at: int) -> tuple[str, ...]:
         """The different words before a token."""

@@ -36,9 +36,9 @@ def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: 
     mute = is_mute(facts, evidence.covers, background.words)
     about = topic(chosen, facts, background.words)
     after = strongest(chosen.table("next"), facts.next)
-    words = parts & COMING and (mute or not parts & TOKENS or _scattered(facts)) and says(chosen, facts)
+    speaks = bool(parts & COMING) and (mute or not parts & TOKENS or _scattered(facts))
     scattered = _scattered(facts) and parts & TEXTS and about
-    if words:
+    if speaks and (words := says(chosen, facts)):
         return saying(words, evidence, facts, chosen, background), "output"
     if parts & TOKENS and not scattered:
         said, kind = on_tokens(facts, "ngrams" in parts)

@@ -131,7 +131,7 @@ class Sheet:
         """The number of the exact token n places before each, -1 where the window has none."""
         if n not in self._before:
             out = np.full(len(self), -1, np.int64)
-            out[n:] = self.exact.of[: len(self) - n]
+            out[n:] = self.exact.of[: max(len(self) - n, 0)]
             out[np.arange(len(self)) - self.first[self.window] < n] = -1
             self._before[n] = out
         return self._before[n]
