@@ -66,7 +66,7 @@ def gatherer(tmp_path_factory):
     core = Tokenizer(models.WordLevel({text: i for i, text in enumerate([*pieces, "?"])}, unk_token="?"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
-    rng, ids, documents = random.Random(0), [], []
+    rng, ids, documents, id_of = random.Random(0), [], [], tokenizer.get_vocab()
     places: dict[str, list[int]] = {name: [] for name in FEATURES}
     for number in range(240):
         voice, hotel = number % 3 == 0, number % 3 == 1
@@ -81,18 +81,17 @@ def gatherer(tmp_path_factory):
         for i in range(len(texts)):
             for name in fires(texts, kinds, i, voice, hotel):
                 places[name].append(first + i)
-        ids += tokenizer.convert_tokens_to_ids(texts)
+        ids += [id_of[text] for text in texts]
         runs = tuple((1, int(kind)) for kind in kinds)
         documents.append(Document(number, first, len(texts), f"chat {number}", None, "English", runs))
     size = max(FEATURES.values()) + 1
-    id_of = tokenizer.convert_tokens_to_ids
     lifted = {"voice": [*PIRATE, ","], "seas": ["seas", "island"]}
     statistics = [
         Statistics(
             f,
             len(places[name]),
             len(ids),
-            top_logits=tuple((id_of(text), 3.0 - i / 10) for i, text in enumerate(lifted.get(name, ["man", "road"]))),
+            top_logits=tuple((id_of[text], 3.0 - i / 10) for i, text in enumerate(lifted.get(name, ["man", "road"]))),
         )
         for name, f in FEATURES.items()
     ]
