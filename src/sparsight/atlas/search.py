@@ -29,9 +29,7 @@ from sparsight.errors import BadInput
 from sparsight.records import Progress
 
 FUSED = 60  # the constant of reciprocal rank fusion
-WEIGHTS = {
-    "tokens": 0.25
-}  # of rankings, of all others 1: who fires on a word of the query seldom does so for what the query means
+WEIGHTS = {"tokens": 0.25}  # of rankings; of all others 1
 DEEP = 200  # how many of each ranking are fused
 TOKENS = ("single token", "word family", "words", "phrase")  # types of labels of single tokens
 TOKEN = 0.8  # what a feature counts for that has such a label, where several words are asked for
