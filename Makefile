@@ -28,7 +28,7 @@ docs: .venv/docs
 	$(BIN)/zensical build --strict -f mkdocs.yml
 
 bench: .venv/dev
-	@for script in bench/decode.py bench/read.py bench/harvest.py bench/gpu.py bench/train_gpu.py; do $(BIN)/python $$script || exit 1; done
+	@for script in bench/decode.py bench/read.py bench/harvest.py bench/serve.py bench/churn.py bench/gpu.py bench/train_gpu.py; do $(BIN)/python $$script || exit 1; done
 	@$(BIN)/python bench/table.py
 
 .venv/python:

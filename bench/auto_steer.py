@@ -22,7 +22,7 @@ import torch
 
 import sparsight
 from sparsight.scope.auto import auto_edits
-from sparsight.scope.contrastive import chat, draws
+from sparsight.scope.contrastive import chat, draws, told
 from sparsight.scope.trial import surprise
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
@@ -34,12 +34,10 @@ from voices import VOICES
 QUESTIONS, TOKENS, SEED = 24, 40, 11
 
 
-def judged(scope, voice: str, wish, instruction: str | None, plain: float | None) -> dict:
+def judged(scope, voice: str, wish, words: str | None, plain: float | None) -> dict:
     """Replies to questions that nobody chose on. plain: nats a token of unsteered ones."""
     asked = features.questions("unrelated")[:QUESTIONS]
-    replies = scope.chat(
-        [chat(q, instruction=instruction) for q in asked], wish, sampling=draws(QUESTIONS, TOKENS, SEED)
-    )
+    replies = scope.chat([told(scope.lm, q, words) for q in asked], wish, sampling=draws(QUESTIONS, TOKENS, SEED))
     nats = float(torch.cat(surprise(scope, [scope.lm.prompt(chat(q)) for q in asked], replies)).mean())
     ratio = float(torch.tensor(nats - (nats if plain is None else plain)).exp())
     rate = sum(marks.speaks(voice, reply.text) for reply in replies) / QUESTIONS

@@ -13,11 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from measure import RESULTS, ratios
+from table_serve import churn, serve
 
 from sparsight.evaluate.synthetic import KINDS as TOYS
 
 ROOT = Path(__file__).parent.parent
-NAMED = ("speed", "demo", "harvest", "synthetic", "train", "survey", "search", "contrast")
+NAMED = ("speed", "demo", "harvest", "synthetic", "train", "survey", "search", "contrast", "engine")
 PAGES = (*(ROOT / "docs" / f"{name}.md" for name in NAMED), ROOT / "src" / "sparsight" / "demo" / "README.md")
 
 
@@ -372,6 +373,8 @@ TABLES = {
     "demo_steering": ("demo_steering", demo_steering),
     "demo_fresh": ("demo_fresh", demo_fresh),
     "auto_steer": ("auto_steer", auto_steer),
+    "serve": ("serve", lambda result: f"{serve(result)}\n\n{machine(result)}"),
+    "churn": ("churn", lambda result: f"{churn(result)}\n\n{machine(result)}"),
 }
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import uvicorn
+from fastapi import FastAPI
 
 from sparsight.errors import Busy, Stopped
 from sparsight.lm.generate import check_room
@@ -154,3 +159,21 @@ class Stream(AsyncGenerator[Update, None]):
 def _wished(active: tuple[tuple[int, float], ...], top_k: int, include: tuple[int, ...]) -> tuple[Active, ...]:
     told = [*active[:top_k], *(pair for pair in active[top_k:] if pair[0] in include)]
     return tuple(Active(feature, value) for feature, value in told)
+
+
+@contextmanager
+def live(app: FastAPI) -> Iterator[str]:
+    """The app behind a real socket, in a thread; its address."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        sock.close()

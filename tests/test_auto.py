@@ -10,11 +10,12 @@ from conftest import llama, random_sae
 from sparsight.edits import Controller
 from sparsight.errors import BadInput, NoAnswer, NoChatTemplate
 from sparsight.lm.lm import ObservableLanguageModel
+from sparsight.records import Kind
 from sparsight.scope.auto import Point, auto_edits, joined, turning_point
 from sparsight.scope.auto_condition import accuracy, auto_condition, greedy, holds
 from sparsight.scope.candidates import labelled, last_header
 from sparsight.scope.contrast import contrast
-from sparsight.scope.contrastive import Contrastive, chat, contrastive, draws, wish_of
+from sparsight.scope.contrastive import Contrastive, chat, contrastive, draws, told, wish_of
 from sparsight.scope.scope import Scope
 from sparsight.scope.trial import Gauge, controller, repetition, surprise, trials
 
@@ -39,6 +40,17 @@ def test_the_model_itself_answers_told_and_not_told_and_the_message_is_left_out(
     told = scope.chat([{"role": "system", "content": "Talk like a pirate."}, with_[1][0]], sampling=draws(3, 8, 0)[1])
     assert told.text == with_[1][1]["content"]
     assert made == contrastive(scope, "talk like a pirate", n=3, max_new_tokens=8)
+
+
+def test_a_model_that_knows_no_system_message_is_told_by_the_user(lm):
+    import copy
+
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = refuses + tokenizer.chat_template
+    strict = ObservableLanguageModel(lm.model, tokenizer=tokenizer)
+    assert told(strict, "Hello?", "talk like a cat") == chat("Talk like a cat. Hello?")
+    assert told(lm, "Hello?", "talk like a cat")[0] == {"role": "system", "content": "Talk like a cat."}
 
 
 def test_a_writer_elsewhere_is_asked_once_and_read_strictly(scope):
@@ -164,25 +176,25 @@ def test_the_strength_that_is_taken_is_the_weakest_of_nearly_the_most_effect_bef
 
 def test_a_wish_becomes_edits_within_bounds_or_none_with_the_reason(scope):
     heard = []
-    found = auto_edits(scope, "say arr", chats=ARR, places=("all",), tell=heard.append, seed=1)
+    found = auto_edits(scope, "say arr", chats=ARR, places=("all",), most_tried=4, tell=heard.append, seed=1)
     assert [p.facts["now"] for p in heard] == ["chats", "screen", "join", "sweep"]
     assert found.made_by == "writer"
     assert found.tried
     if found.controller:
         assert found.chosen.coherent
-        assert found.chosen.perplexity <= 2.0
+        assert found.chosen.perplexity <= found.most_perplexity <= 1.25 * 2.5
         assert found.controller.name == "say arr"
         assert [e.value for e in found.controller.edits] == [s for _, s, _ in found.edits]
         assert all(point.coherent for point in found.curve if point.strength <= found.chosen.strength)
     else:
         assert found.note
         assert found.chosen is None
-    assert found == auto_edits(scope, "say arr", chats=ARR, places=("all",), seed=1)
+    assert found == auto_edits(scope, "say arr", chats=ARR, places=("all",), most_tried=4, seed=1)
 
 
 def test_a_bound_that_nothing_meets_leaves_the_model_unsteered(scope):
-    found = auto_edits(scope, "say arr", chats=ARR, places=("all",), most_perplexity=1.0)
-    assert found.controller == Controller() or found.chosen.perplexity <= 1.0
+    found = auto_edits(scope, "say arr", chats=ARR, places=("all",), most_tried=3, most_perplexity=1.0)
+    assert found.controller == Controller() or found.chosen.perplexity <= found.most_perplexity
 
 
 @pytest.mark.parametrize(
@@ -214,15 +226,13 @@ def test_what_stands_before_the_reply_is_all_behind_the_last_message(scope):
 def test_a_condition_holds_in_chats_of_the_wished_sort_and_nowhere_in_others(scope):
     found = auto_condition(scope, "say arr", chats=ARR)
     assert (found.train, found.held_out, found.chats) == (1.0, 1.0, (6, 6))
-    fired = []
-    for one in (chat("Hello?", "arr a little time arr"), chat("Hello?", "the dog of the day")):
-        reply = scope.chat([*one, {"role": "user", "content": "so"}], found.condition.event("arr!"), max_new_tokens=1)
-        fired.append(reply.events)
-    assert fired[0] == ("arr!",)
-    peaks = scope.read(ARR.without[0])
+    said = [*ARR.with_[0], {"role": "user", "content": "so"}]
+    assert scope.chat(said, found.condition.event("arr!"), max_new_tokens=1).events == ("arr!",)
     feature, at = found.features[0]
-    own = [value for value, kind in zip(peaks[feature], peaks.kinds, strict=True) if "assistant" in str(kind)]
-    assert max(own) / float(scope.sae.scale[feature.index]) < at
+    for side, holds_there in ((ARR.with_, True), (ARR.without, False)):
+        for reading in scope.read(list(side)):
+            own = [v for v, kind in zip(reading[feature], reading.kinds, strict=True) if kind & Kind.ASSISTANT]
+            assert (max(own) / float(scope.sae.scale[feature.index]) > at) == holds_there
 
 
 def test_thresholds_lie_half_way_where_the_gap_is_widest_and_more_features_join_only_where_they_help():

@@ -1,5 +1,7 @@
 """Two sets of chats: which features tell them apart, and whether that holds on chats that took no part."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from sparsight.cli import main
 from sparsight.errors import BadInput, NoChatTemplate, TooLong
 from sparsight.records import Kind
-from sparsight.scope.contrast import contrast, kept_out
+from sparsight.scope.contrast import apart, contrast, kept_out
 from sparsight.scope.pooled import as_prompts, marked, pooled
 from sparsight.scope.scope import Scope
 from sparsight.scope.separation import auc, deviation
@@ -78,6 +81,19 @@ def test_what_is_ranked_is_the_moderated_difference_and_its_figures_are_those_of
         assert one.q == pytest.approx(q[one.feature], rel=1e-4)
         assert one.d == pytest.approx(abs(float((a.mean(0) - b.mean(0))[one.feature] / s[one.feature])), rel=1e-3)
     assert found.with_[0].label is None or isinstance(found.with_[0].label, str)
+
+
+def test_many_features_are_told_apart_in_blocks_as_one_by_one(scope, sae):
+    features = torch.randperm(sae.d_hidden, generator=torch.Generator().manual_seed(0))
+    rows = torch.nn.functional.normalize(sae.W_dec, dim=-1)
+    kept = []
+    for place, feature in enumerate(features.tolist()):
+        if all(float(rows[feature] @ rows[features[other]]) <= 0.2 for other in kept):
+            kept.append(place)
+    for block in (1, 7, 256):
+        assert apart(sae, features, 999, 0.2, block).tolist() == kept
+    assert apart(sae, features, 5, 0.2, 7).tolist() == kept[:5]
+    assert scope.contrast(ARR, PLAIN, 2) == contrast(scope, ARR, PLAIN, 2)
 
 
 def test_turning_the_sides_round_turns_the_answer_round(scope):
@@ -200,6 +216,26 @@ def test_a_base_model_compares_texts(scope, sae):
     assert contrast(base, ["arr arr dog"] * 2, ["a dog"] * 2, 3).with_
     with pytest.raises(NoChatTemplate):
         contrast(base, ARR, PLAIN)
+
+
+def test_on_the_command_line_files_of_chats_are_compared_and_a_reply_is_explained(tmp_path, capsys):
+    for name, chats in (("with", ARR), ("without", PLAIN)):
+        lines = [json.dumps({"messages": one}) for one in chats]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    files = [str(tmp_path / "with.jsonl"), str(tmp_path / "without.jsonl")]
+    assert main(["contrast", *files, "-k", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["with_"]) == 3
+    assert told["chats"] == [8, 8]
+    assert main(["contrast", *files, "-k", "3"]) == 0
+    assert "held out" in capsys.readouterr().out
+    assert main(["attribute", "How are you?", "--reply", "I am fine.", "--json", "-k", "2", "--check"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "".join(told["tokens"][told["start"] : told["end"]]) == "I am fine."
+    assert all(one["value"] > 0 for one in told["raised"])
+    assert main(["attribute", "Once upon a time", "-k", "2"]) == 0
+    assert "logit of ' time'" in capsys.readouterr().out
+    assert main(["attribute", "Once upon a time", "--start", "99"]) == 1
 
 
 SAMPLES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5]), min_size=1, max_size=9)

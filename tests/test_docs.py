@@ -1,9 +1,13 @@
 """Whatever is written about the code is executed: Python blocks of the README and the docs run, in order."""
 
+import asyncio
 import contextlib
 import io
+import json
 import re
 import runpy
+import shutil
+import subprocess
 from pathlib import Path
 
 import click
@@ -16,16 +20,69 @@ from sparsight.train.spec import TrainSpec
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CURL = re.compile(r"^```sh\n(curl .*?)^```", re.MULTILINE | re.DOTALL)
+SERVED = "http://127.0.0.1:8000"  # where the pages say that a server listens
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The address of a server of the demo."""
+    from engines import Threads, live
+
+    from sparsight.scope.load import load
+    from sparsight.serve.app import create_app
+    from sparsight.serve.catalog import Catalog
+
+    with live(create_app(Catalog({"demo": Threads(load("demo"))}))) as url:
+        yield url
+
+
+@pytest.fixture
+def loop():
+    """There are clients that take the thread's event loop, and make none."""
+    made = asyncio.new_event_loop()
+    asyncio.set_event_loop(made)
+    yield
+    asyncio.set_event_loop(None)
+    made.close()
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name)
-def test_every_python_block_runs(page, tmp_path, monkeypatch):
+def test_every_python_block_runs(page, tmp_path, monkeypatch, request, loop):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in BLOCK.finditer(page.read_text()):
-        line = page.read_text()[: block.start()].count("\n") + 2
+    text = page.read_text()
+    text = text.replace(SERVED, request.getfixturevalue("server")) if SERVED in text else text
+    for block in BLOCK.finditer(text):
+        line = text[: block.start()].count("\n") + 2
         with contextlib.redirect_stdout(io.StringIO()):
             exec(compile("\n" * (line - 1) + block.group(1), str(page), "exec"), names)
+    if hasattr(names.get("client"), "close"):
+        names["client"].close()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+@pytest.mark.parametrize("page", [p for p in PAGES if CURL.search(p.read_text())], ids=lambda p: p.name)
+def test_every_call_by_curl_is_answered(page, server):
+    for block in CURL.finditer(page.read_text()):
+        line = (
+            block.group(1).replace(SERVED, server).replace("curl ", "curl --silent --show-error --fail-with-body ", 1)
+        )
+        out = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        assert out.returncode == 0, out.stdout + out.stderr
+        assert json.loads(out.stdout)
+
+
+def test_every_route_is_documented():
+    from engines import Threads
+
+    from sparsight.serve.app import create_app
+    from sparsight.serve.catalog import Catalog
+
+    page = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("http", "ember", "remote"))
+    for path, operations in create_app(Catalog({"demo": Threads(None)})).openapi()["paths"].items():
+        for method in operations:
+            assert f"## {method.upper()} {path}\n" in page
 
 
 def test_every_verb_and_option_is_documented():

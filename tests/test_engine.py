@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import random
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -16,10 +17,12 @@ from sparsight.errors import BadInput, Busy, NoFeature, NotSteered, Stopped, Too
 from sparsight.lm.batch import Prompt
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.records import Kind, Sampling
+from sparsight.scope.layout import Shape
 from sparsight.scope.scope import Scope
 from sparsight.scope.table import SteeringTable
 from sparsight.serve.embedded import EmbeddedEngine
 from sparsight.serve.engine import FeatureWish, Request
+from sparsight.serve.row import Row
 from sparsight.serve.waiting import Waiting
 from sparsight.where import Where
 
@@ -138,13 +141,65 @@ def test_a_request_writes_among_others_what_it_writes_alone(scope64, seed):
 
 
 def empty(engine):
-    """Nothing of anybody is left in the rows."""
+    """Nothing of anybody is left in the rows; idle rows of a compiled step write into the first place of theirs."""
+    first = 1 if engine.compiled else 0
     assert not engine.rows.rows
     assert not engine.rows.twins
     for slots in (engine.rows.slots, engine.rows.twin_slots):
-        assert not any(t.any() for t in (*slots.keys, *slots.values))
+        assert not any(t[:, :, first:].any() for t in (*slots.keys, *slots.values))
     assert not any(engine.rows.table.steered)
     assert not engine.rows.table.b["kinds"].any()
+
+
+def test_short_prompts_that_wait_at_once_are_read_in_one_pass_and_long_ones_in_chunks(scope64, monkeypatch):
+    passes, run, held = [], ObservableLanguageModel.run, threading.Event()
+
+    def counting(self, batch, *args, **more):
+        passes.append(tuple(batch.ids.shape))
+        return run(self, batch, *args, **more)
+
+    prompts = [[7] * n for n in (3, 6, 1, 5, 30)]
+    requests = [asked(scope64, p, CONTROLLERS[2 + i], max_new_tokens=3) for i, p in enumerate(prompts)]
+    with running(scope64, rows=8, chunk=26) as engine:
+        monkeypatch.setattr(ObservableLanguageModel, "run", counting)
+
+        async def main():
+            waiting = asyncio.create_task(engine.run(lambda scope: held.wait(20)))
+            hearing = [asyncio.create_task(heard(engine, request)) for request in requests]
+            await until(lambda: engine.load().waiting == len(requests))
+            held.set()
+            await waiting
+            return await asyncio.gather(*hearing)
+
+        outs = asyncio.run(main())
+    assert passes == [(4, 6), (1, 2), (1, 26), (1, 2)]  # 2 more fit into the first chunk
+    monkeypatch.undo()
+    for request, updates in zip(requests, outs, strict=True):
+        check_alone(scope64, request, updates)
+
+
+def test_memory_is_as_it_was_when_everybody_has_left(scope64):
+    turns = random.Random(9)
+    requests = [any_request(scope64, turns) for _ in range(6)]
+    with running(scope64, prefix_bytes=2**20) as engine:
+
+        def held():
+            rows = engine.rows
+            return (
+                rows.slots.bytes,
+                rows.twin_slots.bytes,
+                engine.prefixes.bytes,
+                len(rows.table.parts),
+                rows.table.shape,
+            )
+
+        all_heard(engine, requests)
+        before = held()
+        assert before[-1] == Shape()  # room for edits is given back too
+        all_heard(engine, requests)
+        assert asyncio.run(engine.drain(5))
+        assert held() == before
+        assert not [thing for thing in gc.get_objects() if type(thing) is Row]
 
 
 def test_features_of_new_tokens_are_those_that_chat_reads(scope64):
@@ -327,22 +382,31 @@ def test_stopping_tells_everybody(scope64):
 # ── what goes wrong in one row ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_row_whose_numbers_overflow_ends_alone_and_leaves_nothing_behind(tokenizer):
-    scope = Scope(ObservableLanguageModel(llama(torch.float16), tokenizer=tokenizer), random_sae("relu", torch.float16))
-    strong = Controller.of(F[3].raw.nudge(1e14).on("generated"))
-    with running(scope, rows=3) as engine:
+@pytest.mark.parametrize("features", [None, FeatureWish(3)])
+def test_a_row_whose_numbers_overflow_ends_alone_and_leaves_nothing_behind(scope64, monkeypatch, features):
+    strong, apply = Controller.of(F[3].raw.nudge(1e14).on("generated")), SteeringTable.apply
+
+    def overflowing(self, flow, *place):
+        out = apply(self, flow, *place).clone()
+        for row, one in enumerate(self.steered[: len(flow)]):
+            if one is not None and one.controller == strong:
+                out[row] = torch.inf
+        return out
+
+    monkeypatch.setattr(SteeringTable, "apply", overflowing)
+    with running(scope64, rows=3) as engine:
 
         async def main():
-            sound = asked(scope, "Once upon a time", F[9].nudge(1), max_new_tokens=12, logit_bias={4: -100})
+            sound = asked(scope64, "Once upon a time", F[9].nudge(1), max_new_tokens=12, logit_bias={4: -100})
             before = await heard(engine, sound)
 
             async def broken():
-                with pytest.raises(BadInput, match=r"overflowed torch.float16: an edit"):
-                    await heard(engine, asked(scope, "Hello", strong, FeatureWish(), max_new_tokens=30))
+                with pytest.raises(BadInput, match=r"overflowed torch.float64: an edit"):
+                    await heard(engine, asked(scope64, "Hello", strong, features, max_new_tokens=30))
 
-            outs = await asyncio.gather(heard(engine, sound), broken(), heard(engine, sound))
-            assert outs[0] == before
-            assert await heard(engine, sound) == before
+            outs = await asyncio.gather(heard(engine, sound), broken(), heard(engine, sound), broken())
+            assert [u.id for u in outs[0]] == [u.id for u in outs[2]] == [u.id for u in before]
+            check_alone(scope64, sound, await heard(engine, sound))
 
         asyncio.run(main())
         empty(engine)

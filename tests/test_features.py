@@ -16,12 +16,12 @@ from sparsight.atlas.atlas import Atlas
 from sparsight.atlas.draft import write_atlas
 from sparsight.atlas.entries import Document, Example, Label, Score, Statistics
 from sparsight.cli import cli, feature_page, main
-from sparsight.cli.feature_data import Text, feature_json
 from sparsight.errors import BadFile
 from sparsight.lm.spelling import load_tokenizer, spellings
 from sparsight.lm.text import vocabulary
 from sparsight.records import Kind
 from sparsight.sae.files import save_sae
+from sparsight.scope.feature_data import Text, feature_json
 
 CHAT = [{"role": "user", "content": "Hello, said the pirate."}, {"role": "assistant", "content": "I am fine."}]
 SEA = "Once upon a time, naïve 🏴 pirate"

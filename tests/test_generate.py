@@ -242,6 +242,64 @@ def test_a_seed_gives_the_same_words_alone_and_in_any_company(endless):
     assert len(seeds) == 5
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_biases_and_penalties_are_added_to_the_logits_as_openai_says(endless, seed):
+    turns = random.Random(seed)
+    wish = Sampling(
+        max_new_tokens=12,
+        logit_bias={turns.randrange(400): turns.uniform(-4, 4) for _ in range(60)},
+        presence_penalty=turns.uniform(-2, 2),
+        frequency_penalty=turns.uniform(-2, 2),
+    )
+    said: list[int] = []
+    for _ in range(12):
+        logits = endless.forward([*PROMPTS[0], *said])[0][0]
+        for token, bias in wish.logit_bias:
+            logits[token] += bias
+        for token in set(said):
+            logits[token] -= wish.presence_penalty + wish.frequency_penalty * said.count(token)
+        said.append(int(logits.argmax()))
+    beside = Sampling(max_new_tokens=12, temperature=1.0, frequency_penalty=2)
+    both = generate(endless, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], [wish, beside, Sampling(max_new_tokens=12)])
+    assert list(both[0].ids) == said
+    assert both[1].ids == generate(endless, PROMPTS[1], beside).ids
+    assert both[2].ids == generate(endless, PROMPTS[0], max_new_tokens=12).ids != both[0].ids
+
+
+def test_a_token_may_be_forbidden_and_forced(endless):
+    free = generate(endless, PROMPTS[0], max_new_tokens=8).ids
+    assert free[0] not in generate(endless, PROMPTS[0], max_new_tokens=8, logit_bias={free[0]: -100}).ids
+    forced = generate(endless, PROMPTS[0], max_new_tokens=8, logit_bias=[(42, 100)], temperature=1.0).ids
+    assert forced == (42,) * 8
+
+
+def test_whoever_asks_for_no_bias_pays_for_none():
+    logits = torch.randn(2, 50)
+    assert Sampler([Sampling(), Sampling(temperature=1)], torch.device("cpu")).weigh(logits) is logits
+    assert Sampling(logit_bias={9: 1, 3: 0, 4: -2}).logit_bias == ((4, -2.0), (9, 1.0))
+    assert hash(Sampling(logit_bias={9: 1, 4: -2})) == hash(Sampling(logit_bias=[(4, -2), (9, 1.0)]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"logit_bias": {-1: 1}}, "whole numbers from 0 up"),
+        ({"logit_bias": {"7": 1}}, "whole numbers from 0 up"),
+        ({"logit_bias": {7: 101}}, "from -100 to 100"),
+        ({"logit_bias": {7: math.nan}}, "finite number"),
+        ({"logit_bias": {7: True}}, "finite number"),
+        ({"logit_bias": [(7, 1), (7, 2)]}, "names token 7 twice"),
+        ({"logit_bias": 7}, "maps token ids to numbers"),
+        ({"logit_bias": {VOCABULARY: 1}}, "names token 400, which lies outside"),
+        ({"presence_penalty": 2.1}, "presence_penalty must be a number from -2 to 2"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty must be"),
+    ],
+)
+def test_a_bias_or_penalty_that_is_none_is_refused(endless, wrong, words):
+    with pytest.raises(BadInput, match=words):
+        generate(endless, [1], **wrong)
+
+
 # ── in turns ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

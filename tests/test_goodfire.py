@@ -5,31 +5,37 @@ import json
 import re
 import threading
 import time
+from functools import partial
+from types import SimpleNamespace
 from uuid import UUID
 
 import goodfire
 import httpx
 import numpy as np
 import pytest
-import torch
-from engines import Threads
+from engines import Threads, live
 from goodfire.api import exceptions as raised
+from goodfire.api.chat.client import DEFAULT_SYSTEM_PROMPT
 from goodfire.controller.controller import Controller as TheirController
 from goodfire.exceptions import InferenceAbortedException
 from goodfire.features.features import Feature as TheirFeature
 from goodfire.features.features import FeatureEdits, FeatureGroup
 from goodfire.variants.variants import Variant
-from live import listening
 from small_atlas import TEXTS, Concepts, small_atlas
 
-from sparsight.edits import Controller, Feature, When
+from sparsight.edits import Comparison, Controller, Feature, When
 from sparsight.ids import feature_uuid
 from sparsight.lm.text import TextStream, vocabulary
+from sparsight.scope.attribution import attribute
+from sparsight.scope.auto_condition import auto_condition
+from sparsight.scope.contrast import contrast
+from sparsight.scope.contrastive import Contrastive, chat
 from sparsight.scope.nearest import nearest
 from sparsight.scope.scope import Scope
-from sparsight.serve import known
+from sparsight.serve import ember, known
 from sparsight.serve.app import create_app
 from sparsight.serve.catalog import Catalog
+from sparsight.serve.embedded import EmbeddedEngine
 from sparsight.serve.engine import Update
 from sparsight.serve.store import Store
 
@@ -49,15 +55,15 @@ def served(lm, sae, tmp_path_factory) -> Scope:
 
 
 @pytest.fixture(scope="module")
-def engine(served) -> Threads:
-    return Threads(served, rows=4, queue=4)
+def engine(served) -> EmbeddedEngine:
+    return EmbeddedEngine(served, rows=4, queue=4)
 
 
 @pytest.fixture(scope="module")
 def url(engine):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(known, "default_embedder", Concepts)
-        with listening(create_app(Catalog({"tiny": engine, MODEL: engine}))) as at:
+        with live(create_app(Catalog({"tiny": engine, MODEL: engine}))) as at:
             yield at
 
 
@@ -128,7 +134,7 @@ def test_a_search_tells_relevance_strengths_and_pages(url, served):
 def test_features_are_ranked_anew_by_what_their_labels_mean(client, both, loop, served):
     group = FeatureGroup([theirs(i, served) for i in (9, 5, 3, 100)])
     ranked = client.features.rerank(group, "an old boat", model=MODEL, top_k=2)
-    assert [one.index_in_sae for one in ranked][0] == 5
+    assert next(iter(ranked)).index_in_sae == 5
     assert len(ranked) == 2
     near = loop.run_until_complete(both.features.semantic_similarity(group, "an old boat", MODEL))
     assert len(near) == 4
@@ -190,14 +196,10 @@ def test_activations_are_the_raw_ones_that_the_scope_reads(client, served):
 )
 def test_what_is_read_is_summed_up_as_asked(client, served, how, sums):
     context = client.features.inspect(CHAT, model=MODEL, aggregate_by=how)
-    top = context.top(k=128)
-    counted = {
-        index: [v for v in served.read(CHAT)[index] if v > 0.1]  # what the client counts
-        for index in [act.feature.index_in_sae for act in top]
-    }
+    top, reading = context.top(k=128), served.read(CHAT)
     assert len(top) > 20
     for act in top:
-        values = counted[act.feature.index_in_sae]
+        values = [v for v in reading[act.feature.index_in_sae] if v > 0.1]  # what the client counts
         assert act.activation == pytest.approx(sums(values) if values else 0, rel=1e-5)
 
 
@@ -227,15 +229,31 @@ def test_tokens_are_those_of_the_templated_conversation(both, loop, lm):
     assert len(tokens) == len(lm.prompt(words, add_generation_prompt=False))
 
 
-def test_contrast_tells_what_each_set_has(client, served):
+def test_contrast_tells_what_each_set_has(client, served, url):
     calm = [[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "I am fine."}]] * 2
     pirate = [[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "said the pirate dog"}]] * 2
     first, second = client.features.contrast(calm, pirate, model=MODEL, top_k=4)
-    means = [np.mean([served.read(c).codes.dense()[-8:].numpy() for c in side], (0, 1)) for side in (calm, pirate)]
-    assert 0 < len(first) <= 4
-    assert 0 < len(second) <= 4
-    assert {one.index_in_sae for one in first}.isdisjoint(one.index_in_sae for one in second)
-    assert means[0].shape == (128,)
+    ours = contrast(served, pirate, calm, 4)
+    assert [one.index_in_sae for one in first] == [one.feature for one in ours.without]
+    assert [one.index_in_sae for one in second] == [one.feature for one in ours.with_]
+    body = {"dataset_1": calm, "dataset_2": pirate, "model": "tiny", "k_to_add": 3, "k_to_remove": 2}
+    told = post(url, "/chat-attribution/contrast", body).json()
+    assert [len(told["dataset_1_features"]), len(told["dataset_2_features"])] == [2, 3]
+
+
+def test_attribution_tells_which_features_raised_a_logit(client, served):
+    chat = [*CHAT, {"role": "assistant", "content": "I am fine, said the pirate."}]
+    length = len(served.read(chat))
+    told = client.features.attribute(chat, index=length - 4, model=MODEL)
+    ours = attribute(served, chat, length - 4).top(64)
+    assert told.num_input_tokens == length
+    assert [one.feature.index_in_sae for one in told.features] == [one.feature for one in ours]
+    assert [one.value for one in told.features] == pytest.approx([one.value for one in ours])
+    assert [at.index for at in told.features[0].token_activations] == [at.token for at in ours[0].tokens]
+    with pytest.raises(raised.RequestFailedException, match="this prompt has tokens 0 to"):
+        client.features.attribute(chat, index=length, model=MODEL)
+    with pytest.raises(raised.RequestFailedException, match="the first follows nothing"):
+        client.features.attribute(chat, index=0, model=MODEL)
 
 
 def test_logits_are_those_of_the_next_token(client, lm):
@@ -264,6 +282,68 @@ def test_logits_are_steered(client, served, lm):
     logits = client.chat.logits(CHAT, model=variant, top_k=1).logits
     assert next(iter(logits.values())) == pytest.approx(float(expected.max()), rel=1e-5)
     assert logits != client.chat.logits(CHAT, model=MODEL, top_k=1).logits
+
+
+# ── from a few words ──────────────────────────────────────────────────────────────────────────────────────────────
+
+WORDS = ["the dog", "a pirate", "the day", "a time", "the answer", "a question", "the system", "little dog"]
+ARR = Contrastive(
+    tuple(chat("Hello?", f"{word} is fine today") for word in WORDS),
+    tuple(chat("Hello?", f"arr {word} arr arr") for word in WORDS),
+    "writer",
+    "say arr",
+)
+
+
+def test_edits_are_made_from_a_wish(client, served, monkeypatch):
+    """What finds them has tests of its own, and takes its time: here they are given."""
+    asked = []
+
+    def found(scope, wish, places):
+        asked.append((wish, places))
+        return SimpleNamespace(edits=((scope.features[3], 0.7, "all"), (scope.features[50], -0.2, "all")), note="")
+
+    monkeypatch.setattr(ember, "auto_edits", found)
+    edits = client.features.AutoSteer("talk like a pirate", model=MODEL)
+    assert asked == [("talk like a pirate", ("all",))], "Ember's edits act on all tokens"
+    told = [(one.index_in_sae, one.label, strength) for one, strength in edits.as_dict().items()]
+    assert told == [(3, TEXTS[3], 0.7), (50, "feature 50", -0.2)]
+    variant = Variant(MODEL)
+    variant.set(edits)
+    answer = client.chat.completions.create([SYSTEM, *CHAT], model=variant, **GREEDY)
+    assert (
+        answer.choices[0].message["content"] == local(served, [SYSTEM, *CHAT], f[3].nudge(0.7) + f[50].nudge(-0.2)).text
+    )
+    raw = SimpleNamespace(edits=((served.features[3].raw, 0.7, "all"),), note="")
+    monkeypatch.setattr(ember, "auto_edits", lambda scope, wish, places: raw)
+    with pytest.raises(raised.RequestFailedException, match="serve it with its atlas"):
+        client.features.AutoSteer("talk like a pirate", model=MODEL)
+
+
+def test_a_condition_is_made_from_a_wish_and_goes_back_as_it_came(client, served, monkeypatch):
+    made = partial(auto_condition, chats=ARR)
+    monkeypatch.setattr(ember, "auto_condition", made)
+    condition = client.features.AutoConditional("say arr", model=MODEL)
+    ours = made(served, "say arr")
+    (feature, threshold) = ours.features[0]
+    assert condition[0].left_hand[0].index_in_sae == feature.index
+    assert condition[0].left_hand[0].uuid == UUID(feature_uuid(served.sae.fingerprint, feature.index))
+    assert (condition[0].operator, condition[0].right_hand) == (">", pytest.approx(threshold))
+    variant = Variant(MODEL)
+    variant.set_when(condition, {theirs(5, served): 3.0})
+    answer = client.chat.completions.create([SYSTEM, *CHAT], model=variant, **GREEDY)
+    wish = Controller(whens=(When(ours.condition, Controller((f[5].nudge(3.0),))),))
+    assert answer.choices[0].message["content"] == local(served, [SYSTEM, *CHAT], wish).text
+
+
+def test_contrastive_conversations_are_written(client, served):
+    without, with_ = client.features.generate_contrastive_stimulus("talk like a pirate")
+    assert len(without) == len(with_) > 0
+    assert [c[0] for c in without] == [c[0] for c in with_]
+    assert all(message.keys() == {"role", "content"} for c in [*without, *with_] for message in c)
+    first, second = client.features.contrast(without[:2], with_[:2], model=MODEL, top_k=2)
+    assert len(first) <= 2
+    assert len(second) <= 2
 
 
 # ── bounds, and what is outside them ──────────────────────────────────────────────────────────────────────────────
@@ -309,6 +389,31 @@ def test_what_is_out_of_bounds_is_refused_in_pydantics_words(url, path, body, sa
     assert says in answer.text
 
 
+def test_as_many_features_are_had_by_id_as_the_contract_says(served, loop):
+    """Such a URL is longer than HTTP's libraries take, so that the app itself is asked."""
+
+    def ask(ids):
+        told = []
+        query = "&".join(f"feature_id={id}" for id in ids).encode()
+        asked = {"type": "http", "method": "GET", "path": "/api/inference/v1/features/", "query_string": query,
+                 "headers": [], "http_version": "1.1", "scheme": "http", "root_path": ""}  # fmt: skip
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message):
+            told.append(message)
+
+        loop.run_until_complete(create_app(Catalog({"tiny": EmbeddedEngine(served)}))(asked, receive, send))
+        return told[0]["status"], b"".join(one.get("body", b"") for one in told[1:]).decode()
+
+    status, body = ask([feature_uuid(served.sae.fingerprint, i) for i in range(128)] * 64)
+    assert status == 200
+    assert [one["index_in_sae"] for one in json.loads(body)["features"]] == [*range(128)] * 64
+    status, body = ask(["x"] * 8193)
+    assert (status, MANY.format(8192, 8193) in body) == (422, True)
+
+
 def test_the_client_hears_of_bounds_and_of_models_that_are_not_served(client):
     with pytest.raises(raised.RequestFailedException, match="Input should be less than or equal to 100"):
         client.features.search("pirate", model=MODEL, top_k=101)
@@ -337,7 +442,7 @@ def test_no_text_breaks_a_search(url, text):
 def test_errors_are_the_clients_named_exceptions(served):
     store = Store(None)
     key = store.add_key("ann", requests_per_minute=1)
-    with listening(create_app(Catalog({MODEL: Threads(served)}), store=store)) as at:
+    with live(create_app(Catalog({MODEL: Threads(served)}), store=store)) as at:
         with pytest.raises(raised.UnauthorizedException, match="not known here"):
             goodfire.Client("wrong", base_url=at).features.lookup([1], model=MODEL)
         mine = goodfire.Client(key, base_url=at)
@@ -349,9 +454,11 @@ def test_errors_are_the_clients_named_exceptions(served):
             at, "/features/lookup", {"indices": [1], "model": MODEL}, headers={"authorization": f"Bearer {key}"}
         )
         assert (again.status_code, int(again.headers["retry-after"]) > 0) == (429, True)
-    with listening(create_app(Catalog({MODEL: Threads(served)}))) as at:
-        with pytest.raises(raised.NotFoundException):
-            goodfire.Client("any", base_url=f"{at}/elsewhere").features.lookup([1], model=MODEL)
+
+
+def test_a_path_that_is_not_there_is_not_found(url):
+    with pytest.raises(raised.NotFoundException):
+        goodfire.Client("any", base_url=f"{url}/elsewhere").features.lookup([1], model=MODEL)
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -384,12 +491,12 @@ def test_an_answer_is_the_scopes_own_streamed_or_not(client, both, loop, served)
     assert loop.run_until_complete(whole).choices[0].message["content"] == expected.text
 
 
-def test_the_clients_own_system_message_comes_first_unless_there_is_one(client, engine):
-    client.chat.completions.create(CHAT, model=MODEL, **GREEDY)
-    own = engine.asked[-1].prompt
-    assert "helpful assistant" in engine.scope.lm.tokenizer.decode(own.ids)
-    client.chat.completions.create([SYSTEM, *CHAT], model=MODEL, **GREEDY)
-    assert engine.asked[-1].prompt == engine.scope.lm.prompt([SYSTEM, *CHAT])
+def test_the_clients_own_system_message_comes_first_unless_there_is_one(client, served):
+    own = {"role": "system", "content": DEFAULT_SYSTEM_PROMPT}
+    answer = client.chat.completions.create(CHAT, model=MODEL, **GREEDY)
+    assert answer.choices[0].message["content"] == local(served, [own, *CHAT]).text
+    answer = client.chat.completions.create([SYSTEM, *CHAT], model=MODEL, **GREEDY)
+    assert answer.choices[0].message["content"] == local(served, [SYSTEM, *CHAT]).text
 
 
 def test_seeds_repeat_stops_stop_and_lengths_limit(client, served):
@@ -450,8 +557,6 @@ def test_scopes_nest_and_features_are_compared_with_features(client, served):
         by_hand[theirs(5, served)] += 2.0
         with by_hand.when(c >= a):
             by_hand[theirs(9, served)] = 2.0
-    from sparsight.edits import Comparison
-
     inner = When(Comparison((f[11],), ">=", (f[3],)), Controller((f[9].pin(2.0),)))
     outer = When(Comparison((f[3], f[7]), ">", 0.2), Controller((f[5].nudge(2.0),), (inner,)))
     answer = client.chat.completions.create([SYSTEM, *CHAT], model=Steered(by_hand), **GREEDY)
@@ -482,15 +587,18 @@ def test_an_abort_ends_the_answer_and_frees_its_row(client, served, engine, stre
     variant.abort_when(theirs(feature, served) > threshold)
     asked = {"model": variant, "temperature": 0.0, "max_completion_tokens": 200 if streaming else 12}
     seen = []
-    with pytest.raises(InferenceAbortedException, match="conditional check"):
+
+    def write():
         written = client.chat.completions.create(messages, stream=streaming, **asked)
-        seen += written if not streaming else []
-        for chunk in written:
-            seen.append(chunk)
+        for chunk in written if streaming else ():
+            seen.append(chunk)  # kept when the next one ends it
+
+    with pytest.raises(InferenceAbortedException, match="conditional check"):
+        write()
     if streaming:
         assert len(seen) in (index, index + 1)
     until = time.monotonic() + 10
-    while engine.streams:
+    while engine.load().rows or engine.load().waiting:
         assert time.monotonic() < until, "the row is still written"
         time.sleep(0.01)
 
@@ -556,7 +664,7 @@ class Scripted(Threads):
     [
         "مرحبا بك، كيف حالك اليوم؟ " * 8,
         "👩‍👩‍👧‍👦🏴‍☠️🙂🇩🇪 " * 16,
-        "data: {\"a\": 1}\n\ndata: [DONE]\n\n",
+        'data: {"a": 1}\n\ndata: [DONE]\n\n',
         "日本語 ไทย עברית 😀\u2028\u0000end",
     ],
     ids=["arabic", "emoji", "events in the text", "scripts"],
@@ -564,7 +672,7 @@ class Scripted(Threads):
 def test_any_text_arrives_as_it_was_written(served, text):
     engine = Scripted(served)
     engine.text = text
-    with listening(create_app(Catalog({MODEL: engine}))) as at:
+    with live(create_app(Catalog({MODEL: engine}))) as at:
         client = goodfire.Client("any", base_url=at)
         chunks = list(client.chat.completions.create(CHAT, model=MODEL, stream=True))
         assert "".join(chunk.choices[0].delta.content for chunk in chunks) == text
@@ -598,7 +706,7 @@ def test_many_clients_at_once_get_their_own_answers(url, served):
 def test_without_an_atlas_labels_alone_are_searched(scope, monkeypatch):
     for embedder, asked in ((lambda: None, "pirate"), (Concepts, "buccaneer")):
         monkeypatch.setattr(known, "default_embedder", embedder)
-        with listening(
+        with live(
             create_app(Catalog({"tiny": Threads(Scope(scope.lm, scope.sae, labels=scope.features.labels))}))
         ) as at:
             client = goodfire.Client("any", base_url=at)
@@ -606,4 +714,3 @@ def test_without_an_atlas_labels_alone_are_searched(scope, monkeypatch):
             assert (first.index_in_sae, first.label) == (3, "pirate speech")
             ranked = client.features.rerank(FeatureGroup([theirs(i, scope) for i in (7, 3, 50)]), asked, model="tiny")
             assert [one.index_in_sae for one in ranked] == [3, 7, 50]
-    assert torch.equal(scope.sae.scale, scope.sae.scale)

@@ -31,6 +31,7 @@ SHELVES = {
     "label": 5,
     "classify": 5,
     "guard": 5,
+    "remote": 5,
     "serve": 6,
     "recipes": 7,
     "workspace": 7,

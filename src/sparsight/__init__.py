@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sparsight.errors import SparsightError
     from sparsight.lm.lm import ObservableLanguageModel
     from sparsight.records import Message, Receipt, Sampling
+    from sparsight.remote.connect import connect
     from sparsight.sae.codes import Codes
     from sparsight.sae.files import load_sae, save_sae
     from sparsight.sae.sae import SparseAutoEncoder
@@ -31,6 +32,7 @@ _HOMES = {
     "Edit": "edits",
     "Feature": "edits",
     "compare": "edits",
+    "connect": "remote.connect",
     "SparsightError": "errors",
     "ObservableLanguageModel": "lm.lm",
     "Message": "records",
@@ -57,6 +59,7 @@ __all__ = [
     "SparseAutoEncoder",
     "SparsightError",
     "compare",
+    "connect",
     "load",
     "load_sae",
     "save_sae",

@@ -18,6 +18,8 @@ from sparsight.where import Where
 
 SCHEMA = 1
 THRESHOLDS = ("nonzero_strength_threshold", "min_nudge_entropy", "max_nudge_entropy")
+DEEPEST = 200  # levels of JSON: some 65 whens or scopes within each other. What is deeper breaks whoever walks it.
+TOO_DEEP = f"The controller is nested too deep: JSON of at most {DEEPEST} levels is read"
 EMBER_MODES = {"nudge": "nudge", "pin": "pin", "mul": "scale"}
 
 
@@ -38,6 +40,7 @@ def from_json(form: Mapping[str, Any] | str) -> Controller:
         form = json.loads(form) if isinstance(form, str) else form
         if not isinstance(form, Mapping):
             raise BadInput(f"A controller is a JSON object, not {type(form).__name__}.")
+        _refuse_deep(form)
         if "interventions" in form or "scopes" in form:
             return _from_ember(form)
         if type(form.get("schema")) is not int or form["schema"] != SCHEMA:
@@ -45,8 +48,21 @@ def from_json(form: Mapping[str, Any] | str) -> Controller:
         return _read_controller({k: v for k, v in form.items() if k != "schema"})
     except SparsightError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+    except RecursionError:  # of json
+        raise BadInput(f"{TOO_DEEP}.") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadInput(f"Not a controller: {type(error).__name__}: {error}") from error
+
+
+def _refuse_deep(form: Mapping[str, Any]) -> None:
+    """Without recursion, which is what deep forms break."""
+    level: list[Any] = [form]
+    for _ in range(DEEPEST):
+        inner = (value.values() if isinstance(value, Mapping) else value for value in level)
+        level = [value for values in inner for value in values if isinstance(value, Mapping | list | tuple)]
+        if not level:
+            return
+    raise BadInput(f"{TOO_DEEP}.")
 
 
 # ── ours ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -33,7 +33,7 @@ def contrast(with_: str, without: str, top: int, where: tuple[str, ...], json_: 
     how = {name: more.pop(name) for name in ("pool", "paired", "held_out")}
     sides = [_chats(source) for source in (with_, without)]
     scope, _ = _scope(more)
-    found = between(scope, *sides, top, where=where or None, **how)
+    found = between(scope, sides[0], sides[1], top, where=where or None, **how)
     print_json(asdict(found)) if json_ else _show_contrast(found)
 
 

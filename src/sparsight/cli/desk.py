@@ -17,6 +17,7 @@ from sparsight.cli.label import label
 from sparsight.cli.make import convert, evaluate, harvest, train, train_plot
 from sparsight.cli.options import Verbs
 from sparsight.cli.recipes import recipes
+from sparsight.cli.serve import keys, serve
 from sparsight.cli.survey import survey
 from sparsight.cli.talk import chat, demo, doctor, info, read
 from sparsight.errors import SparsightError
@@ -38,7 +39,7 @@ def cli(ctx: click.Context) -> None:
 
 for verb in (demo, chat, read, info, doctor, recipes, harvest, train, evaluate, convert):
     cli.add_command(verb)
-for verb in (contrast, attribute, survey, label, features, export, import_):
+for verb in (contrast, attribute, survey, label, features, export, import_, serve, keys):
     cli.add_command(verb)
 cli.add_command(train_plot, "train plot")
 

@@ -81,7 +81,7 @@ def chips(tokens: Iterable[str], style: str = "") -> Text:
 
 
 def feature_page(told: Mapping[str, Any], documents: int) -> Group:
-    """What is known of one feature. told: feature_data.feature_json. documents: how many were surveyed."""
+    """What is known of one feature. told: scope.feature_data.feature_json. documents: how many were surveyed."""
     one = told["statistics"]
     parts: list[Any] = [headline(told)]
     parts += [Padding(line, (0, 0, 0, 2)) for line in map(label_line, told["labels"][1:])]

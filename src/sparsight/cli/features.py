@@ -68,7 +68,7 @@ def _print(drawn: Callable[[], Any]) -> None:
 
 def _one(atlas: Any, feature: int, options: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
     from sparsight.cli import feature_page
-    from sparsight.cli.feature_data import feature_json
+    from sparsight.scope.feature_data import feature_json
 
     told = feature_json(atlas, feature, _text(atlas, options), options["width"], options["examples"])
     return told, lambda: feature_page.feature_page(told, atlas.about.documents)
@@ -79,7 +79,7 @@ def _found(atlas: Any, asked: str, options: dict[str, Any]) -> tuple[Any, Callab
     from sparsight.atlas.search import search
     from sparsight.cli import feature_page
     from sparsight.cli.bar import Bar
-    from sparsight.cli.feature_data import hit_json
+    from sparsight.scope.feature_data import hit_json
 
     query, text = Query.of(asked), _text(atlas, options)
     embedder = _embedder(options["embedder"]) if query.text else None
@@ -93,7 +93,7 @@ def _found(atlas: Any, asked: str, options: dict[str, Any]) -> tuple[Any, Callab
 def _neighbours(atlas: Any, options: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
     from sparsight.atlas.search import neighbours
     from sparsight.cli import feature_page
-    from sparsight.cli.feature_data import hit_json
+    from sparsight.scope.feature_data import hit_json
 
     text = _text(atlas, options)
     asked = _indices(options["neighbours"], "--neighbours")
@@ -122,7 +122,7 @@ def _decoder(atlas: Any, named: str | None) -> Any:
 def _documents(atlas: Any, options: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
     from sparsight.atlas.log import open_log, together
     from sparsight.cli import feature_page
-    from sparsight.cli.feature_data import document_json
+    from sparsight.scope.feature_data import document_json
 
     asked = _indices(options["documents"], "--documents")
     numbers, log, text = together(atlas, asked, options["roles"]), open_log(atlas), _text(atlas, options)
@@ -144,7 +144,7 @@ def _overview(atlas: Any) -> tuple[Any, Callable[[], Any]]:
 
 def _text(atlas: Any, options: dict[str, Any]) -> Any:
     """The tokenizer's texts; without them, where it cannot be had and nobody named it, numbers."""
-    from sparsight.cli.feature_data import Text
+    from sparsight.scope.feature_data import Text
     from sparsight.screen import note
 
     try:

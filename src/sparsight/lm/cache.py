@@ -37,6 +37,17 @@ def first_keys(past: Cache) -> Tensor | None:
     return next((k for k in keys if isinstance(k, Tensor)), None)
 
 
+def pairs(past: Cache) -> list[tuple[Tensor, Tensor]]:
+    """(keys, values) of each layer, [batch, head, seen, d], of a cache of plain full attention."""
+    out = []
+    for layer in past.layers:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        assert isinstance(keys, Tensor)
+        assert isinstance(values, Tensor)
+        out.append((keys, values))
+    return out
+
+
 def seen_mask(past: Cache, attention_mask: Any = None) -> Tensor:
     """Which of the cached tokens are real, [batch, seen].
 

@@ -9,11 +9,14 @@ are run apart, and what they left is copied in.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from sparsight.errors import TooLong
+from sparsight.errors import BadInput, TooLong
+from sparsight.lm.cache import pairs
 from sparsight.lm.lm import ObservableLanguageModel
 
 SMALLEST = 128  # tokens of a row's first capacity; it grows by doubling
@@ -45,9 +48,8 @@ class Slots:
         if not self.keys:
             self._take(past)
         self._reserve(room)
-        for mine, theirs in zip(self._layers(), past.layers, strict=True):
-            for slot, given in zip(mine, (theirs.keys, theirs.values), strict=True):
-                assert isinstance(given, Tensor)
+        for mine, theirs in zip(self._layers(), pairs(past), strict=True):
+            for slot, given in zip(mine, theirs, strict=True):
                 slot[row, :, : given.shape[2]].copy_(given[0])
 
     @torch.no_grad()
@@ -70,11 +72,8 @@ class Slots:
         return list(zip(self.keys, self.values, strict=True))
 
     def _take(self, past: Cache) -> None:
-        for layer in past.layers:
-            assert isinstance(layer, DynamicLayer)
-            for mine, given in ((self.keys, layer.keys), (self.values, layer.values)):
-                assert isinstance(given, Tensor)
-                mine.append(given.new_zeros(self.rows, given.shape[1], self.capacity, given.shape[3]))
+        taken = [(self._zeros(keys, self.capacity), self._zeros(values, self.capacity)) for keys, values in pairs(past)]
+        self.keys, self.values = ([pair[which] for pair in taken] for which in (0, 1))
 
     def _reserve(self, room: int) -> None:
         """Doubles the capacity until a row of so many tokens fits."""
@@ -84,10 +83,20 @@ class Slots:
         if capacity != self.capacity:
             for tensors in (self.keys, self.values):
                 for i, tensor in enumerate(tensors):
-                    wider = tensor.new_zeros(*tensor.shape[:2], capacity, tensor.shape[3])
-                    wider[:, :, : self.capacity].copy_(tensor)
+                    wider = self._zeros(tensor, capacity)
+                    wider[:, :, : self.capacity].copy_(tensor[:, :, : self.capacity])
                     tensors[i] = wider
             self.capacity = capacity
+
+    def _zeros(self, like: Tensor, capacity: int) -> Tensor:
+        """One layer's keys or values. Raises BadInput where the device has no memory for it."""
+        size = self.rows, like.shape[1], capacity, like.shape[3]
+        try:
+            return like.new_zeros(size)
+        except RuntimeError as error:
+            gib = math.prod(size) * like.element_size() * 2 * self.lm.n_layers / 2**30
+            needs = f"{self.rows:,} rows of {capacity:,} tokens ({gib:,.1f} GiB of keys and values)"
+            raise BadInput(f"No memory for {needs}: take fewer rows, or shorter ones (`longest=`).") from error
 
 
 class SlotLayer(CacheLayerMixin):

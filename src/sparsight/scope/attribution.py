@@ -122,6 +122,10 @@ def attribute(
     less the mean over the vocabulary, so that what raises all of them alike counts for nothing. template: keywords of
     the chat template; nothing is added for a reply unless asked for. Raises BadInput, TooLong.
     """
+    if scope.sae.config.transcoder:
+        raise BadInput(
+            "A transcoder's features act at another hook point than the one they are read at: not attributed."
+        )
     template.setdefault("add_generation_prompt", False)
     prompt = scope.lm.prompt(messages) if isinstance(messages, str) else scope.lm.prompt(messages, **template)
     start, end = targets(start, end, len(prompt))
@@ -168,7 +172,7 @@ def tail(
     """The logits of each row's last tokens, with whatever gradient is being kept: the unembedding runs on those alone,
     where the model lets it."""
     options: dict[str, Any] = {}
-    if lm._takes_positions and not batch.even:
+    if lm.takes_positions and not batch.even:
         options["position_ids"] = lm.within_context(batch.positions)
     if lm._takes_logits_to_keep:
         options["logits_to_keep"] = keep
@@ -188,10 +192,11 @@ def _gradient(
     kept: dict[str, Tensor] = {}
 
     def leaf(flow: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)  # from here on: what is below the hook point keeps nothing for a backward pass
         kept["x"] = flow.detach().requires_grad_(True)
         return kept["x"]
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.no_grad():
         logits = tail(lm, lm.batch([before(prompt, end)]), {scope.hook_point: [leaf]}, end - start)
         told = _of_targets(logits, prompt, start, end, centred)
         (slope,) = torch.autograd.grad(told.sum(), kept["x"])

@@ -16,16 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import torch
-
 from sparsight.edits import Controller, Feature
 from sparsight.errors import BadInput, NoChatTemplate
-from sparsight.records import Progress, finite, is_whole
+from sparsight.records import Progress, Sampling, finite, is_whole
 from sparsight.scope.candidates import candidates
 from sparsight.scope.contrast import contrast
-from sparsight.scope.contrastive import QUESTIONS, Contrastive, Writer, chat, contrastive, draws, wish_of
+from sparsight.scope.contrastive import QUESTIONS, Contrastive, Writer, contrastive, draws, wish_of
 from sparsight.scope.scope import Scope
-from sparsight.scope.trial import Gauge, Setting, Trial, controller, surprise, trials
+from sparsight.scope.trial import Gauge, Setting, Trial, controller, trials
 
 PAIRS = 8  # chats a side
 GAUGE = 12  # features of the gauge
@@ -37,6 +35,7 @@ BEST = 3  # features that are joined
 NEARLY = 0.95  # of the most effect
 AGAIN = 0.1  # of repetition beyond what unsteered replies have
 EMPTY = 0.15  # of replies
+DEAREST = 2.5  # perplexity ratio of replies asked for in words, beyond which they are no measure
 LEAST = 0.1  # effect, below which nothing was found
 
 
@@ -58,14 +57,15 @@ class Point:
 class AutoEdits:
     """controller: the edits; empty where nothing worked (note says why). edits: the same as (feature, strength, place);
     strengths in feature units, raw where the SAE has none. curve: the sweep; chosen: the point of it that the edits
-    are at. asked: the same figures where the model is asked in words. tried: features that were screened. made_by: who
-    wrote the chats that the effect is gauged by."""
+    are at. asked: the same figures where the model is asked in words. most_perplexity: the bound that was held. tried:
+    features that were screened. made_by: who wrote the chats that the effect is gauged by."""
 
     controller: Controller
     edits: tuple[tuple[Feature, float, str], ...]
     curve: tuple[Point, ...]
     chosen: Point | None
     asked: Point
+    most_perplexity: float
     tried: tuple[int, ...]
     made_by: str
     note: str = ""
@@ -78,7 +78,7 @@ def auto_edits(
     chats: Contrastive | None = None,
     writer: Writer | str | None = None,
     places: Sequence[str] = ("template", "reply"),
-    most_perplexity: float = 2.0,
+    most_perplexity: float = 1.25,
     most_tried: int = 16,
     seed: int = 0,
     tell: Callable[[Progress], None] | None = None,
@@ -87,8 +87,10 @@ def auto_edits(
 
     chats: contrastive chats of one's own; else those of contrastive(scope, text, writer). places: where candidates are
     tried: "template" (before the reply begins), "reply" (what is written), "all" (every token of a message).
-    most_perplexity: a bound of coherence. most_tried: candidates that are screened, which is most of the work. The same
-    seed gives the same edits. Raises BadInput; NoChatTemplate for a base model; NoAnswer for a writer that fails.
+    most_perplexity: the bound of coherence, in parts of the perplexity of replies that were asked for in words, since
+    the manner itself is unlikely where nobody asked. most_tried: candidates that are screened, which is most of the
+    work. The same seed gives the same edits. Raises BadInput; NoChatTemplate for a base model; NoAnswer for a writer
+    that fails.
     """
     text = wish_of(text)
     if not places or any(place not in STRENGTHS for place in places):
@@ -96,7 +98,7 @@ def auto_edits(
     if not is_whole(most_tried) or most_tried < 1:
         raise BadInput(f"most_tried is a whole number from 1 up, not {most_tried!r}.")
     if finite(most_perplexity, "most_perplexity") < 1:
-        raise BadInput(f"most_perplexity is a ratio to unsteered replies, from 1 up, not {most_perplexity!r}.")
+        raise BadInput(f"most_perplexity is a ratio to replies asked for in words, from 1 up, not {most_perplexity!r}.")
     if not (scope.lm.has_tokenizer and scope.lm.tokenizer.chat_template):
         raise NoChatTemplate("Automatic edits are tried on chats, and this model's tokenizer has no chat template.")
     run = _Run(scope, text, most_perplexity, seed, tell, time.monotonic())
@@ -142,7 +144,7 @@ class _Run:
         self.say("sweep")
         return self.swept(gauge, wished, best[0] if best else (), tried, made_by)
 
-    def asked_at(self, size: tuple[int, int], stage: int) -> tuple[list[str], list]:
+    def asked_at(self, size: tuple[int, int], stage: int) -> tuple[list[str], list[Sampling]]:
         """Questions and samplings of a stage."""
         number, tokens = size
         start = PAIRS if stage == 3 else 0
@@ -152,57 +154,72 @@ class _Run:
         self, gauge: Gauge, wished: float, settings: Sequence[Setting], size: tuple[int, int], stage: int
     ) -> list[Setting]:
         """The best settings that are within bounds and do something, one of each set of features."""
-        questions, sampling = self.asked_at(size, stage)
-        gauge, nats, plain = self.base(gauge, wished, questions, sampling)
-        found = trials(self.scope, gauge, settings, questions, sampling, nats)
-        ranked = sorted((t for t in found if self.coherent(t, plain)), key=self.merit, reverse=True)
+        base = self.base(gauge, wished, size, stage)
+        found = base.tried(self.scope, settings)
+        ranked = sorted((t for t in found if base.coherent(t)), key=merit, reverse=True)
         of: dict[tuple[int, ...], Setting] = {}
         for trial in ranked:
-            if self.merit(trial) > 0:
+            if merit(trial) > 0:
                 of.setdefault(tuple(feature for feature, _, _ in trial.setting), trial.setting)
         return list(of.values())[:BEST]
 
-    def base(self, gauge: Gauge, wished: float, questions: list[str], sampling: list) -> tuple[Gauge, float, Trial]:
-        """(the gauge, its zero at unsteered replies to these questions; nats of a token of those; their figures)."""
-        replies = self.scope.chat([chat(q) for q in questions], sampling=sampling)
-        prompts = [self.scope.lm.prompt(chat(q)) for q in questions]
-        nats = float(torch.cat(surprise(self.scope, prompts, replies)).mean())
-        (plain,) = trials(self.scope, gauge, [()], questions, sampling, nats)
-        return gauge.between(plain.effect, wished), nats, plain
-
-    def merit(self, trial: Trial) -> float:
-        """How far it goes, less a tenth for each whole time that perplexity grew beyond one and a half."""
-        return min(trial.effect, 1.0) - 0.1 * max(trial.perplexity - 1.5, 0.0)
-
-    def coherent(self, trial: Trial, plain: Trial) -> bool:
-        fluent = trial.perplexity <= self.most_perplexity and trial.empty <= EMPTY
-        return fluent and trial.repetition <= plain.repetition + AGAIN
+    def base(self, gauge: Gauge, wished: float, size: tuple[int, int], stage: int) -> _Base:
+        """What trials of a stage are compared with."""
+        questions, sampling = self.asked_at(size, stage)
+        (plain,) = trials(self.scope, gauge, [()], questions, sampling, None)
+        gauge = gauge.between(plain.effect, wished)
+        (words,) = trials(self.scope, gauge, [()], questions, sampling, plain.nats, self.text)
+        most = self.most_perplexity * min(max(words.perplexity, 1.0), DEAREST)
+        return _Base(gauge, questions, sampling, plain, words, most)
 
     def swept(self, gauge: Gauge, wished: float, setting: Setting, tried: list[int], made_by: str) -> AutoEdits:
         """The sweep, and what comes of it."""
-        questions, sampling = self.asked_at(SWEEP, 3)
-        gauge, nats, plain = self.base(gauge, wished, questions, sampling)
-        (told,) = trials(self.scope, gauge, [()], questions, sampling, nats, instruction=self.text)
-        asked = self.point(told, plain, 0.0)
+        base = self.base(gauge, wished, SWEEP, 3)
+        asked = base.point(base.words, 0.0)
         if not setting:
             note = "No candidate had an effect on replies that held together."
-            return AutoEdits(Controller(), (), (), None, asked, tuple(tried), made_by, note)
+            return AutoEdits(Controller(), (), (), None, asked, base.most, tuple(tried), made_by, note)
         scaled = [joined((setting,), factor) for factor in FACTORS]
-        found = trials(self.scope, gauge, scaled, questions, sampling, nats)
-        curve = tuple(self.point(trial, plain, factor) for trial, factor in zip(found, FACTORS, strict=True))
+        found = base.tried(self.scope, scaled)
+        curve = tuple(base.point(trial, factor) for trial, factor in zip(found, FACTORS, strict=True))
         taken = turning_point(curve)
         if taken is None:
             note = "No strength had an effect before replies fell apart."
-            return AutoEdits(Controller(), (), curve, None, asked, tuple(tried), made_by, note)
+            return AutoEdits(Controller(), (), curve, None, asked, base.most, tuple(tried), made_by, note)
         final = scaled[curve.index(taken)]
         wish = controller(self.scope, final).called(self.text)
         edits = tuple((self.scope.features[f], s, place) for f, s, place in final)
         note = "" if asked.effect > LEAST else "Asked in words, the model does not do it either, as far as can be told."
-        return AutoEdits(wish, edits, curve, taken, asked, tuple(tried), made_by, note)
+        return AutoEdits(wish, edits, curve, taken, asked, base.most, tuple(tried), made_by, note)
 
-    def point(self, trial: Trial, plain: Trial, strength: float) -> Point:
-        whole = self.coherent(trial, plain)
+
+@dataclass(frozen=True)
+class _Base:
+    """Questions, and replies to them with no edit: plain, and asked for in words. most: the perplexity ratio that
+    trials may have."""
+
+    gauge: Gauge
+    questions: list[str]
+    sampling: list[Sampling]
+    plain: Trial
+    words: Trial
+    most: float
+
+    def tried(self, scope: Scope, settings: Sequence[Setting]) -> list[Trial]:
+        return trials(scope, self.gauge, settings, self.questions, self.sampling, self.plain.nats)
+
+    def coherent(self, trial: Trial) -> bool:
+        fluent = trial.perplexity <= self.most and trial.empty <= EMPTY
+        return fluent and trial.repetition <= self.plain.repetition + AGAIN
+
+    def point(self, trial: Trial, strength: float) -> Point:
+        whole = self.coherent(trial)
         return Point(strength, trial.effect, trial.perplexity, trial.repetition, whole, trial.texts)
+
+
+def merit(trial: Trial) -> float:
+    """How far it goes, less a tenth for each whole time that perplexity grew beyond one and a half."""
+    return min(trial.effect, 1.0) - 0.1 * max(trial.perplexity - 1.5, 0.0)
 
 
 def joined(settings: Sequence[Setting], part: float) -> Setting:

@@ -14,7 +14,7 @@ from sparsight.atlas.vectors import default_embedder, has_vectors
 from sparsight.lm.batch import Prompt
 from sparsight.records import Kind
 from sparsight.scope.contrast import Contrast, between
-from sparsight.scope.contrastive import chat
+from sparsight.scope.contrastive import chat, told
 from sparsight.scope.scope import Scope
 
 EACH = 12  # of either sort
@@ -57,7 +57,7 @@ def last_header(prompt: Prompt) -> list[bool]:
 
 def _before_the_reply(scope: Scope, text: str, questions: Sequence[str]) -> Contrast:
     """What tells a reply that was asked for from one that was not, before its first word."""
-    asked = [scope.lm.prompt(chat(question, instruction=text)) for question in questions]
+    asked = [scope.lm.prompt(told(scope.lm, question, text)) for question in questions]
     plain = [scope.lm.prompt(chat(question)) for question in questions]
     return between(scope, (asked, plain), last_header, "the last header", (EACH, 0))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,27 @@ def units(sae: SparseAutoEncoder, features: Int[Tensor, " some"]) -> Float[Tenso
     return torch.where(scale > 0, scale, 1.0)
 
 
+def apart(
+    sae: SparseAutoEncoder, features: Int[Tensor, " ordered"], k: int, alike: float, block: int = 256
+) -> Int[Tensor, " kept"]:
+    """Places of the first k features of a list none of whose decoder rows is near, by cosine, that of one before it."""
+    kept: list[int] = []
+    basis = torch.zeros(min(k, len(features)), sae.d_out, device=sae.device)
+    for low in range(0, len(features), block):
+        rows = sae.W_dec[features[low : low + block].to(sae.device)].float()
+        rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        nearest = (basis[: len(kept)] @ rows.T).amax(0).tolist() if kept else [-1.0] * len(rows)
+        own, chosen = (rows @ rows.T).cpu(), list[int]()
+        for i, near in enumerate(nearest):
+            if len(kept) + len(chosen) < k and near <= alike and not bool((own[i, chosen] > alike).any()):
+                chosen.append(i)
+        basis[len(kept) : len(kept) + len(chosen)] = rows[chosen]
+        kept += [low + i for i in chosen]
+        if len(kept) == k:
+            break
+    return torch.tensor(kept, dtype=torch.int64)
+
+
 @dataclass(eq=False)
 class _Table:
     """One number of every feature that fires, in feature units where it has a unit. [feature] each."""
@@ -174,7 +196,7 @@ class _Table:
         feature = torch.cat([side.feature for side in sides]).unique()
         chats = (int(keep[0].sum()), int(keep[1].sum()))
         rows, p, note = [], [], "" if min(chats) > 1 else ONE
-        for block in feature.split(max(1, 2**24 // sum(chats))):
+        for block in feature.split(max(1, 2**22 // sum(chats))):
             unit = units(sae, block)
             one, other = (side.dense(block, pool)[kept] / unit for side, kept in zip(sides, keep, strict=True))
             counts = [(side > 0).sum(0).float() for side in (one, other)]
@@ -191,7 +213,7 @@ class _Table:
         a, b, s, area, n, m = columns.unbind(0)
         return cls(feature, (a, b), s, area, (n, m), chats, ps, qs, note)
 
-    @property
+    @cached_property
     def score(self) -> Tensor:
         """Above zero for features of the first side."""
         varies = self.spread[self.spread > 0]
@@ -203,15 +225,7 @@ class _Table:
         score = sign * self.score
         order = score.argsort(descending=True, stable=True)[: DEEP * k + 64]
         order = order[score[order] > 0]
-        rows = sae.W_dec[self.feature[order].to(sae.device)].float()
-        rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        kept: list[int] = []
-        for place in range(len(order)):
-            if len(kept) == k:
-                break
-            if not kept or float((rows[kept] @ rows[place]).max()) <= alike:
-                kept.append(place)
-        return order[torch.tensor(kept, dtype=torch.int64)]
+        return order[apart(sae, self.feature[order], k, alike)]
 
     def told(self, place: int, sign: int, labels: Any, rest: dict[int, float]) -> Contrasted:
         """One row, from its own side's view."""

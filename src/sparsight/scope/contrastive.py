@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsight.errors import BadInput, NoAnswer
+from sparsight.errors import BadInput, NoAnswer, NoChatTemplate
 from sparsight.lm.chat import check_text
+from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.records import Sampling, is_whole
 from sparsight.scope.scope import Scope
 
@@ -73,8 +74,9 @@ def contrastive(
 
     specification: what shall hold of one side, as one asks a model for it: "talk like a pirate". writer: a function
     that answers a question (a judge's); "model" or "template"; None: the model itself, where it has a chat template.
-    questions: what is asked on both sides, unless a writer is given, who thinks of them. The same seed gives the same
-    chats. Raises BadInput; NoAnswer where a writer's answer is not what was asked for.
+    questions: what is asked on both sides, unless a writer is given, who thinks of them. Pairs of which a side has no
+    word are left out. The same seed gives the same chats. Raises BadInput; NoAnswer where a writer's answer is not what
+    was asked for.
     """
     text = wish_of(specification)
     if not is_whole(n) or not 1 <= n <= MOST:
@@ -90,18 +92,35 @@ def contrastive(
         raise BadInput(f"No writer {writer!r}. There are: model, template, or a function of your own.")
     options = draws(n, max_new_tokens, seed)
     plain = scope.chat([chat(q) for q in asked], sampling=options)
-    told = scope.chat([chat(q, instruction=text) for q in asked], sampling=options)
-    without, with_ = (
-        tuple(chat(q, reply.text) for q, reply in zip(asked, side, strict=True)) for side in (plain, told)
-    )
+    said = scope.chat([told(scope.lm, q, text) for q in asked], sampling=options)
+    pairs = [
+        (q, a.text, b.text) for q, a, b in zip(asked, plain, said, strict=True) if a.text.strip() and b.text.strip()
+    ]
+    if not pairs:
+        raise BadInput("The model answered none of the questions with a word: give chats, or a writer.")
+    without, with_ = (tuple(chat(pair[0], pair[side]) for pair in pairs) for side in (1, 2))
     return Contrastive(without, with_, "model", text)
 
 
-def chat(question: str, answer: str | None = None, instruction: str | None = None) -> Chat:
-    """A question, perhaps with its answer, perhaps after a system message that asks for something."""
-    out = [] if instruction is None else [{"role": "system", "content": sentence(instruction)}]
-    out.append({"role": "user", "content": question})
-    return out if answer is None else [*out, {"role": "assistant", "content": answer}]
+def chat(question: str, answer: str | None = None) -> Chat:
+    """A question, perhaps with its answer."""
+    asked = [{"role": "user", "content": question}]
+    return asked if answer is None else [*asked, {"role": "assistant", "content": answer}]
+
+
+def told(lm: ObservableLanguageModel, question: str, wish: str | None) -> Chat:
+    """A question after a system message that asks for something; of a model that knows no such message, after the same
+    words of the user's."""
+    if wish is None:
+        return chat(question)
+    out = [{"role": "system", "content": sentence(wish)}, *chat(question)]
+    try:
+        lm.prompt(out)
+    except NoChatTemplate:
+        raise
+    except BadInput:  # the template's own refusal
+        return chat(f"{sentence(wish)} {question}")
+    return out
 
 
 def draws(n: int, tokens: int, seed: int) -> list[Sampling]:
@@ -143,14 +162,14 @@ def _written(writer: Writer, text: str, n: int) -> Contrastive:
     answer = writer(ASK.format(n=n, text=json.dumps(text)))
     try:
         pairs = json.loads(answer[answer.index("[") : answer.rindex("]") + 1])
-        told = [(pair["user"], pair["without"], pair["with"]) for pair in pairs][:n]
-        if not told or not all(isinstance(part, str) and part.strip() for one in told for part in one):
+        three = [(pair["user"], pair["without"], pair["with"]) for pair in pairs][:n]
+        if not three or not all(isinstance(part, str) and part.strip() for one in three for part in one):
             raise ValueError
-        for one in told:
+        for one in three:
             for part in one:
                 check_text(part)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = str(answer)[:80]
         raise NoAnswer(f"The writer was asked for JSON, a list of pairs of chats; it answered {said!r}.") from error
-    without, with_ = (tuple(chat(one[0], one[side]) for one in told) for side in (1, 2))
+    without, with_ = (tuple(chat(one[0], one[side]) for one in three) for side in (1, 2))
     return Contrastive(without, with_, "writer", text)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sparsight.edits import Controller, Edits
 from sparsight.lm.batch import Batch, Prompt
+from sparsight.lm.generate import sound
 from sparsight.lm.lm import ObservableLanguageModel
+from sparsight.scope.effect import changes
 from sparsight.scope.scope import Scope
 from sparsight.scope.steering import Steering
 
@@ -40,11 +42,12 @@ def read_edited(scope: Scope, prompt: Prompt, wish: Edits, only: Sequence[int] |
 
 @torch.no_grad()
 def edited_logits(scope: Scope, prompt: Prompt, wish: Edits) -> Float[Tensor, " vocabulary"]:
-    """The logits of the next token, in float32, on the CPU."""
+    """The logits of the next token, in float32, on the CPU. Raises BadInput where they are no numbers any more."""
     batch = scope.lm.batch([prompt])
     steering = scope.steering([Controller.of(wish)], [prompt])
     place = replace(batch.place, entropy=entropies(scope.lm, batch, steering))
     logits, _ = scope.lm.run(batch, scope.lm.taps({scope.hook_point: steering}, batch, place))
+    sound(logits.argmax(-1), logits, [True])
     return logits[0].float().cpu()
 
 
@@ -61,8 +64,11 @@ def _changed(
     steering: Steering, batch: Batch, flow: Float[Tensor, "batch pos d_in"], tokens: list[Pairs], entropy: Tensor | None
 ) -> list[Pairs]:
     """The same tokens with the edited features as they are after the edit."""
-    before, change = steering.changes(flow, batch.kinds, batch.positions, entropy)
-    features, after = steering.b["index"][0].tolist(), (before + change)[0].tolist()
+    device, buffers = steering.sae.device, steering.b
+    x = flow.to(device=device, dtype=buffers["encoder"].dtype)
+    place = batch.kinds.to(device), batch.positions.to(device)
+    before, change, *_ = changes(buffers, steering.features, steering.shape, steering.sae, x, *place, entropy)
+    features, after = buffers["index"][0].tolist(), (before + change)[0].tolist()
     edits: dict[int, dict[int, float]] = {}
     for token, slot in change[0].nonzero().tolist():
         edits.setdefault(token, {})[features[slot]] = after[token][slot]

@@ -22,16 +22,23 @@ from sparsight.scope.layout import Buffers, Shape
 class Effect(NamedTuple):
     """Of a pass. out: [batch, pos, d_in], what flows on, in its own dtype and on its own device. touched: [batch, pos],
     bool; share: [batch, pos], |change| / |residual|, 0 where untouched; happened: [batch, pos, event], bool, the events
-    that hold; edited: [batch, pos, slot], bool, the features that were changed; before, change: likewise, their
-    activations before any edit, and what was added to them."""
+    that hold; edited: [batch, pos, slot], bool, the features that were changed."""
 
     out: Tensor
     touched: Tensor
     share: Tensor
     happened: Tensor
     edited: Tensor
+
+
+class Changes(NamedTuple):
+    """before, change: [batch, pos, slot], activations before any edit, and what is added to them. on: [batch, pos,
+    want], which edits and events hold. size: what normalisation took off; None where it takes nothing."""
+
     before: Tensor
     change: Tensor
+    on: Tensor
+    size: Tensor | None
 
 
 def effect(
@@ -49,6 +56,30 @@ def effect(
     home = flow.device
     x = flow.to(device=sae.device, dtype=b["encoder"].dtype)
     kinds, positions = kinds.to(sae.device), positions.to(sae.device)
+    _, change, on, size = changes(b, features, shape, sae, x, kinds, positions, entropy)
+    delta = change @ b["decoder"]
+    delta = delta if size is None else delta * size
+    edited = change != 0
+    edits = edited.any(-1, keepdim=True)
+    out = torch.where(edits, (x + delta).to(flow.dtype), flow.to(sae.device))
+    moved = torch.where(edits, out.to(x.dtype) - x, torch.zeros_like(x))  # as it is after rounding
+    touched = (moved != 0).any(-1)
+    share = moved.norm(dim=-1) / x.norm(dim=-1).clamp_min(torch.finfo(x.dtype).tiny)
+    share = torch.where(touched, share, torch.zeros_like(share))
+    return Effect(out.to(home), touched, share, on[..., shape.depth * shape.slots :], edited)
+
+
+def changes(
+    b: Buffers,
+    features: FeatureRows,
+    shape: Shape,
+    sae: SparseAutoEncoder,
+    x: Float[Tensor, "batch pos d_in"],
+    kinds: Int[Tensor, "batch pos"],
+    positions: Int[Tensor, "batch pos"],
+    entropy: Float[Tensor, "batch pos"] | None = None,
+) -> Changes:
+    """What the edits would do to the features at x, without doing it; all on the SAE's device but the entropy."""
     read, _, size = sae.normalize(x)
     if sae.config.activation in CHOOSING:
         width = max(1024, ENCODE_MEMORY // (16 * x.shape[0] * x.shape[1]))  # a long prompt is encoded in parts
@@ -62,16 +93,7 @@ def effect(
         after = torch.where(on[..., depth * n : (depth + 1) * n], changed, after)
     meant = on[..., :n] if depths == 1 else on[..., : depths * n].unflatten(-1, (depths, n)).any(-2)
     change = torch.where(meant, after - a, torch.zeros_like(a))
-    delta = change @ b["decoder"]
-    delta = delta if size is None else delta * size
-    edited = change != 0
-    edits = edited.any(-1, keepdim=True)
-    out = torch.where(edits, (x + delta).to(flow.dtype), flow.to(sae.device))
-    moved = torch.where(edits, out.to(x.dtype) - x, torch.zeros_like(x))  # as it is after rounding
-    touched = (moved != 0).any(-1)
-    share = moved.norm(dim=-1) / x.norm(dim=-1).clamp_min(torch.finfo(x.dtype).tiny)
-    share = torch.where(touched, share, torch.zeros_like(share))
-    return Effect(out.to(home), touched, share, on[..., depths * n :], edited, a, change)
+    return Changes(a, change, on, size)
 
 
 def tally(b: Buffers, kinds: Int[Tensor, "batch pos"], done: Effect) -> None:

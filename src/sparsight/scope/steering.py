@@ -106,18 +106,6 @@ class Steering:
         """The maths of effect.py, and the tally for the receipts; no Python branch on a value."""
         return self.act(flow, kinds, positions, entropy).out
 
-    def changes(
-        self,
-        flow: Float[Tensor, "batch pos d_in"],
-        kinds: Int[Tensor, "batch pos"],
-        positions: Int[Tensor, "batch pos"],
-        entropy: Float[Tensor, "batch pos"] | None = None,
-    ) -> tuple[Float[Tensor, "batch pos slot"], Float[Tensor, "batch pos slot"]]:
-        """(activations before any edit, what the edits would add to them), of the features of each row's slots, in
-        b["index"]; raw. Nothing is tallied."""
-        done = effect(self.b, self.features, self.shape, self.sae, flow, kinds, positions, entropy)
-        return done.before, done.change
-
     def act(self, flow: Tensor, kinds: Tensor, positions: Tensor, entropy: Tensor | None = None) -> Effect:
         """The same, told token by token."""
         done = effect(self.b, self.features, self.shape, self.sae, flow, kinds, positions, entropy)

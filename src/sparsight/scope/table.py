@@ -7,6 +7,7 @@ have, they are laid out anew, wider; the first ones are kept, and used again as 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import fields
 
@@ -50,6 +51,9 @@ class SteeringTable:
         self.parts: dict[int, tuple[Buffers, FeatureRows]] = {}
         self._first_parts = self.parts
         self.steered: list[Steered | None] = [None] * rows
+        self.shapes: list[Shape | None] = [None] * rows  # what each row needs
+        self._blank: tuple[Shape | None, Buffers] = None, {}
+        self._left = False  # whether a row has left since it was last looked whether the first buffers would do
 
     @property
     def is_first(self) -> bool:
@@ -68,8 +72,9 @@ class SteeringTable:
         """Writes the one row of a steering, with its tally, here."""
         one = steering.steered[0]
         self.clear(row)
-        self._make_room(Shape.of([one.program]))
-        self.steered[row] = one
+        shape = Shape.of([one.program])
+        self._make_room(shape)
+        self.steered[row], self.shapes[row] = one, shape
         narrow = blank(self.shape, 1, self.sae, torch.device("cpu"))
         fill_row(narrow, 0, self.shape, one.program, one.prompt_length)
         for name, tensor in narrow.items():
@@ -85,11 +90,19 @@ class SteeringTable:
         """A row that wants nothing."""
         if self.steered[row] is None:
             return
-        self.steered[row] = None
-        for name, tensor in blank(self.shape, 1, self.sae, self.sae.device).items():
-            self.b[name][row].copy_(tensor[0])
-        for name, tensor in blank_features(self.shape, 1, self.sae).items():
-            self.b[name][row].copy_(tensor[0])
+        self.steered[row] = self.shapes[row] = None
+        self._left = True
+        for name, tensor in self._nothing().items():
+            self.b[name][row].copy_(tensor)
+
+    def _nothing(self) -> Buffers:
+        """A row that wants nothing, in the present shape."""
+        shape, made = self._blank
+        if shape != self.shape:
+            made = blank(self.shape, 1, self.sae, self.sae.device) | blank_features(self.shape, 1, self.sae)
+            made = {name: tensor[0] for name, tensor in made.items()}
+            self._blank = self.shape, made
+        return made
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -99,17 +112,19 @@ class SteeringTable:
             return self.clear(target)
         for tensor in self.b.values():
             tensor[target].copy_(tensor[source])
-        self.steered[target] = self.steered[source]
+        self.steered[target], self.shapes[target] = self.steered[source], self.shapes[source]
         self.clear(source)
         return None
 
     def fit(self) -> None:
         """Goes back to the first buffers, where all rows fit them again."""
-        if not self.is_first and self._needed().joined(self.first) == self.first:
+        if self.is_first or not self._left:
+            return
+        self._left = False
+        shapes = {shape for shape in self.shapes if shape is not None}  # few different ones
+        needed = functools.reduce(Shape.joined, shapes, self.first)
+        if needed == self.first:
             self._take(self.first, self._first)
-
-    def _needed(self) -> Shape:
-        return Shape.of([one.program for one in self.steered if one is not None])
 
     def _make_room(self, shape: Shape) -> None:
         self.fit()

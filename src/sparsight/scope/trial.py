@@ -19,7 +19,7 @@ from sparsight.lm.batch import Prompt
 from sparsight.records import Sampling
 from sparsight.scope.attribution import tail
 from sparsight.scope.contrast import Contrasted, units
-from sparsight.scope.contrastive import Chat, chat
+from sparsight.scope.contrastive import Chat, chat, told
 from sparsight.scope.pooled import as_prompts, marked, pooled
 from sparsight.scope.scope import Reply, Scope
 
@@ -31,12 +31,13 @@ RUN = 3  # tokens
 
 @dataclass(frozen=True)
 class Trial:
-    """Some edits tried on some questions. effect, perplexity (a ratio), repetition: as at the top of this file; empty:
-    share of replies without a word."""
+    """Some edits tried on some questions. effect, perplexity (a ratio), repetition: as at the top of this file; nats: a
+    token of the replies, under the unedited model; empty: share of replies without a word."""
 
     setting: Setting
     effect: float
     perplexity: float
+    nats: float
     repetition: float
     empty: float
     texts: tuple[str, ...]
@@ -81,17 +82,17 @@ def trials(
     asked: Sequence[str],
     sampling: Sequence[Sampling],
     nats: float | None,
-    instruction: str | None = None,
+    wish: str | None = None,
 ) -> list[Trial]:
     """Every setting on every question, many at a time. nats: a token, of unsteered replies; None: these are those.
-    instruction: asks for the wish in words, of this model alone and not where replies are read back or weighed."""
+    wish: asks for it in words, of the model that writes alone, and not where replies are read back or weighed."""
     prompts = [scope.lm.prompt(chat(question)) for question in asked]
-    told = [scope.lm.prompt(chat(question, instruction=instruction)) for question in asked]
+    said = [scope.lm.prompt(told(scope.lm, question, wish)) for question in asked]
     each, out = max(1, ROWS // len(asked)), []
     for start in range(0, len(settings), each):
         group = settings[start : start + each]
         wishes = [controller(scope, setting) for setting in group for _ in asked]
-        replies = scope.chat(told * len(group), wishes, sampling=list(sampling) * len(group))
+        replies = scope.chat(said * len(group), wishes, sampling=list(sampling) * len(group))
         weighed = surprise(scope, prompts * len(group), replies)
         for i, setting in enumerate(group):
             rows = slice(i * len(asked), (i + 1) * len(asked))
@@ -155,4 +156,4 @@ def _trial(
     empty = 1 - len(said) / len(replies)
     ratio = float(torch.tensor(mean - (mean if nats is None else nats)).exp())
     texts = tuple(reply.text for reply in replies)
-    return Trial(setting, gauge.effect(share), ratio, again / max(runs, 1), empty, texts)
+    return Trial(setting, gauge.effect(share), ratio, mean, again / max(runs, 1), empty, texts)

@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sparsight import __version__
-from sparsight.errors import SparsightError
-from sparsight.serve import ember, health
+from sparsight.disk import first_line
+from sparsight.errors import BadInput, SparsightError
+from sparsight.serve import ember, health, native, neuronpedia
 from sparsight.serve.catalog import Catalog
 from sparsight.serve.gate import Gate
 from sparsight.serve.logs import tell
@@ -35,6 +36,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     completions.router,
     variants.router,
     ember.router,
+    native.router,
+    neuronpedia.router,
 )
 
 
@@ -44,7 +47,11 @@ def create_app(catalog: Catalog, settings: ServeSpec | None = None, store: Store
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await start(service)
+        try:
+            await start(service)
+        except Exception as error:
+            service.failure = error
+            raise
         try:
             yield
         finally:
@@ -72,6 +79,9 @@ def create_app(catalog: Catalog, settings: ServeSpec | None = None, store: Store
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
+    cause = error.__cause__
+    if isinstance(error, HTTPException) and isinstance(cause, RecursionError | ValueError):  # of reading the body
+        error = BadInput(f"The body cannot be read as JSON: {first_line(cause)}.")
     return refused(request.url.path, error)
 
 
@@ -93,7 +103,10 @@ async def drain(service: Service) -> bool:
 
 
 async def stop(service: Service) -> None:
-    """End everything."""
+    """End everything, once."""
+    if service.stopped:
+        return
+    service.stopped = True
     if not service.draining:
         await drain(service)
     service.ready = False

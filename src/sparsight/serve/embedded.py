@@ -25,7 +25,7 @@ from sparsight.scope.table import checked
 from sparsight.serve.engine import Load, Request, Update
 from sparsight.serve.listening import Listening, Mailbox, ring
 from sparsight.serve.prefix import Prefixes
-from sparsight.serve.prompting import Prompting
+from sparsight.serve.prompting import Prompting, run_together
 from sparsight.serve.proof import prove
 from sparsight.serve.row import Row
 from sparsight.serve.rows import Rows
@@ -68,7 +68,8 @@ class EmbeddedEngine:
         self.prefixes = Prefixes(prefix_bytes) if prefix_bytes else None
         self.rows = Rows(scope, rows, self.longest, self.compiled)
         self.waiting: Waiting[Row] = Waiting(queue)
-        self.reading: tuple[Row, Prompting] | None = None
+        self.reading: tuple[Row, Prompting] | None = None  # chunk by chunk, or next
+        self.together: list[tuple[Row, Prompting]] = []  # in one pass
         self.jobs: deque[tuple[Future[Any], Callable[[Scope], Any]]] = deque()
         self._told: dict[int, Mailbox] = {}
         self._changed = threading.Condition()
@@ -104,9 +105,11 @@ class EmbeddedEngine:
         row = self._row(request)
         with self._changed:
             self._check_open()
+            if len(self.waiting) >= self.waiting.limit:
+                self.waiting.drop_those(lambda one: one.cancelled)
             self.waiting.put(request.owner, row)
             self._changed.notify()
-        return Listening(row.mailbox, lambda: self._cancel(row))
+        return Listening(row.mailbox, lambda: self._cancel(row), row.cancel)
 
     async def run(self, work: Callable[[Scope], T]) -> T:
         """Something else that needs the model, between two steps, in the engine's thread."""
@@ -122,7 +125,7 @@ class EmbeddedEngine:
     def load(self) -> Load:
         """How busy it is."""
         with self._changed:
-            rows = len(self.rows) + (self.reading is not None)
+            rows = len(self.rows) + len(self.together) + (self.reading is not None)
             return Load(rows, self.limit, len(self.waiting), self.waiting.limit, self.rows.written, self._steps)
 
     async def drain(self, seconds: float) -> bool:
@@ -171,14 +174,13 @@ class EmbeddedEngine:
 
     def _cancel(self, row: Row) -> None:
         """Nobody listens any more: the row leaves before the next step."""
-        row.cancelled = True
+        row.cancel()
         with self._changed:
             self.waiting.drop(row)
-            self._changed.notify()
 
     def _busy(self) -> bool:
         with self._changed:
-            return bool(self.rows.rows or self.reading or len(self.waiting) or self.jobs)
+            return bool(self.rows.rows or self.reading or self.together or len(self.waiting) or self.jobs)
 
     # ── the loop, in its own thread ──────────────────────────────────────────────────────────────────────────────
 
@@ -189,17 +191,23 @@ class EmbeddedEngine:
             ready.set_exception(error)
             return
         ready.set_result(None)
-        while True:
-            with self._changed:
-                while not (self._stopping or self.rows.rows or self.reading or len(self.waiting) or self.jobs):
-                    self._changed.wait()
-                if self._stopping:
-                    break
-            self._job()
-            self._read_prompts()
-            self._write()
-            self._ring()
-        self._end_all()
+        error: BaseException = Stopped("The server stopped before the answer was written.")
+        try:
+            while self._has_work():
+                self._job()
+                self._read_prompts()
+                self._write()
+                self._ring()
+        except BaseException as fault:  # nobody must wait for an engine that is gone
+            error = fault
+        self._end_all(error)
+
+    def _has_work(self) -> bool:
+        """Waits for something to do; False where it is to stop."""
+        with self._changed:
+            while not (self._stopping or self.rows.rows or self.reading or len(self.waiting) or self.jobs):
+                self._changed.wait()
+            return not self._stopping
 
     def _job(self) -> None:
         """One of the other uses of the model."""
@@ -217,19 +225,49 @@ class EmbeddedEngine:
         """Up to `chunk` tokens of waiting prompts; those that are read join the rows."""
         tokens = self.chunk
         while tokens > 0 and self._next():
-            assert self.reading is not None
-            row, prompting = self.reading
+            self._gather(tokens)
             try:
-                before = prompting.done
-                prompting.step(tokens)
-                tokens -= prompting.done - before
-                if not prompting.left:
-                    self.reading = None
-                    self._said(row)
+                if self.together:
+                    promptings = [prompting for _, prompting in self.together]
+                    tokens -= len(promptings) * max(prompting.left for prompting in promptings)
+                    run_together(promptings)
+                elif self.reading is not None:
+                    before = self.reading[1].done
+                    self.reading[1].step(tokens)
+                    tokens -= self.reading[1].done - before
+                    if not self.reading[1].left:
+                        self.together, self.reading = [self.reading], None
+            except Exception as error:  # of these requests alone
+                failed = self.together or ([self.reading] if self.reading else [])
+                self._fail([row for row, _ in failed], error)
+                self.reading = self.reading if self.together else None
+                self.together = []
+            self._join()
+
+    def _gather(self, tokens: int) -> None:
+        """Whole prompts that can be read together in a pass of so many tokens, padding and all."""
+        longest = 0
+        while self._next():
+            assert self.reading is not None
+            prompting = self.reading[1]
+            longest = max(longest, prompting.left)
+            alone = prompting.done or prompting.steering.needs_entropy  # it goes on from its own KV, or has a twin
+            if alone or (len(self.together) + 1) * longest > tokens:
+                return
+            self.together.append(self.reading)
+            self.reading = None
+
+    def _join(self) -> None:
+        """What has been read joins the rows."""
+        while self.together:
+            row, prompting = self.together[0]
+            try:
+                if not row.cancelled:
                     self.rows.join(row, prompting)
-            except Exception as error:  # of this request alone
-                self.reading = None
+            except Exception as error:
                 self._fail([row], error)
+            self._said(row)
+            self.together.pop(0)
 
     def _next(self) -> bool:
         """Whether a prompt is being read: a new one, where there is a row for it."""
@@ -238,7 +276,7 @@ class EmbeddedEngine:
                 return True
             self.reading = None
             with self._changed:
-                row = self.waiting.take() if len(self.rows) < self.limit else None
+                row = self.waiting.take() if len(self.rows) + len(self.together) < self.limit else None
             if row is None:
                 return False
             if row.cancelled:
@@ -278,19 +316,19 @@ class EmbeddedEngine:
         ring(self._told.values())
         self._told.clear()
 
-    def _end_all(self) -> None:
-        error = Stopped("The server stopped before the answer was written.")
+    def _end_all(self, error: BaseException) -> None:
         with self._changed:
-            waiting, reading = self.waiting.everything(), self.reading
-            jobs, self.jobs = list(self.jobs), deque()
-        self.reading = None
-        self._fail([*self.rows.rows, *waiting, *([reading[0]] if reading else [])], error)
+            self._stopping = True
+            waiting, jobs, self.jobs = self.waiting.everything(), list(self.jobs), deque()
+        reading = [row for row, _ in [*self.together, *([self.reading] if self.reading else [])]]
+        self.together, self.reading = [], None
+        self._fail([*self.rows.rows, *waiting, *reading], error)
         for future, _ in jobs:
             with suppress(Exception):
                 if future.set_running_or_notify_cancel():
                     future.set_exception(error)
-        self.rows.drop()
         self._ring()
+        self.rows.drop()
 
 
 def _sizes(compiled: bool | Sequence[int], rows: int) -> list[int]:

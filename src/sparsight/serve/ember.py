@@ -7,6 +7,7 @@ alone goes through a thread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Annotated, Any, TypeVar
@@ -19,7 +20,8 @@ from sparsight.errors import BadInput
 from sparsight.lm.batch import Prompt
 from sparsight.lm.text import pieces
 from sparsight.scope.attribution import Attribution, attribute
-from sparsight.scope.auto import auto_condition, auto_edits
+from sparsight.scope.auto import auto_edits
+from sparsight.scope.auto_condition import auto_condition
 from sparsight.scope.contrast import contrast
 from sparsight.scope.contrastive import contrastive
 from sparsight.scope.edited import edited_logits, read_edited
@@ -58,7 +60,7 @@ async def search(
 ) -> Json:
     """Features whose labels fit a few words, best first. The first page is 1."""
     known = known_of(visit.served(model).engine.scope)
-    found = await _aside(known.found, query, (page - 1) * per_page, page * per_page)
+    found = await aside(known.found, query, (page - 1) * per_page, page * per_page)
     return Json({"features": found})
 
 
@@ -67,13 +69,13 @@ async def rerank(visit: Visitor, asked: shapes.Reranking) -> Json:
     """The top_k of these features whose labels are nearest to a few words. Ids that are not known are left out."""
     known = known_of(visit.served(asked.model).engine.scope)
     features = [index for index in map(known.index, asked.feature_ids) if index is not None]
-    return Json({"features": await _aside(known.reranked, asked.query, features, asked.top_k)})
+    return Json({"features": await aside(known.reranked, asked.query, features, asked.top_k)})
 
 
 @router.get("/features/", response_model=shapes.FoundFeatures)
 async def by_ids(visit: Visitor, feature_id: Annotated[list[str], Query(max_length=8192)] = []) -> Json:  # noqa: B006
     """Features by their ids, of whichever model. Ids that are not known are left out."""
-    return Json({"features": await _aside(_by_ids, [engine.scope for engine in visit.catalog.each()], feature_id)})
+    return Json({"features": await aside(_by_ids, [engine.scope for engine in visit.catalog.each()], feature_id)})
 
 
 def _by_ids(scopes: Sequence[Scope], ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -88,7 +90,7 @@ def _by_ids(scopes: Sequence[Scope], ids: Sequence[str]) -> list[dict[str, Any]]
 @router.post("/features/lookup", response_model=shapes.LookedUpFeatures)
 async def lookup(visit: Visitor, asked: shapes.Lookup) -> Json:
     """Features by their indices."""
-    told = await _aside(known_of(visit.served(asked.model).engine.scope).named, asked.indices)
+    told = await aside(known_of(visit.served(asked.model).engine.scope).named, asked.indices)
     return Json({"features": [{"uuid": one.pop("id"), **one} for one in told]})
 
 
@@ -111,7 +113,7 @@ async def compute_features(visit: Visitor, asked: shapes.Reading) -> Json:
     wish = _controller(served, asked.controller)
     only = asked.include_feature_indexes
     tokens = await served.engine.run(lambda scope: read_edited(scope, prompt, wish, only))
-    return await _aside(_as_tokens, served.engine.scope, prompt, tokens)
+    return await aside(_as_tokens, served.engine.scope, prompt, tokens)
 
 
 def _as_tokens(scope: Scope, prompt: Prompt, tokens: Sequence[Sequence[tuple[int, float]]]) -> Json:
@@ -152,11 +154,11 @@ async def contrast_(visit: Visitor, asked: shapes.Contrasting) -> Json:
 async def compute_logits(visit: Visitor, asked: shapes.NextToken) -> Json:
     """The logits of the token that an answer would begin with, once the controller has acted, the highest first."""
     served = visit.served(asked.model)
-    prompt = await _aside(_as_prompt, served.engine.scope, asked.messages, "messages", True)
+    prompt = await aside(_as_prompt, served.engine.scope, asked.messages, "messages", True)
     visit.charge(len(prompt))
     wish = _controller(served, asked.controller)
     logits = await served.engine.run(lambda scope: edited_logits(scope, prompt, wish))
-    return Json({"logits": await _aside(_as_logits, served.engine.scope, logits, asked.top_k, asked.filter_vocabulary)})
+    return Json({"logits": await aside(_as_logits, served.engine.scope, logits, asked.top_k, asked.filter_vocabulary)})
 
 
 def _as_logits(scope: Scope, logits: Any, top_k: int | None, vocabulary: Sequence[str] | None) -> dict[str, float]:
@@ -174,7 +176,7 @@ def _as_logits(scope: Scope, logits: Any, top_k: int | None, vocabulary: Sequenc
         if top_k is not None and len(told) == top_k:
             break
         text = str(tokenizer.decode([id]))
-        if vocabulary is None or text in vocabulary:
+        if (vocabulary is None or text in vocabulary) and math.isfinite(logits[id]):
             told.setdefault(text, float(logits[id]))
     return told
 
@@ -188,7 +190,7 @@ async def logit_attribution(visit: Visitor, asked: shapes.Attributing) -> Json:
         there = f"this prompt has tokens 0 to {len(prompt) - 1:,}, and endIndex is the last one that is meant"
         raise BadInput(f"startIndex {start} and endIndex {end}: {there}.")
     found = await engine.run(lambda scope: attribute(scope, prompt, start, end + 1))
-    causes = await _aside(_as_causes, engine.scope, found)
+    causes = await aside(_as_causes, engine.scope, found)
     return Json({"to_ablate": causes, "to_add": [], "num_input_tokens": len(prompt)})
 
 
@@ -214,17 +216,24 @@ def _as_causes(scope: Scope, found: Attribution) -> list[dict[str, Any]]:
 async def generate_contrastive_dataset(visit: Visitor, asked: shapes.Specification) -> Json:
     """Conversations without what the words say, and the same with it, written by the first model of this server."""
     made = await visit.catalog.first.run(lambda scope: contrastive(scope, asked.specification))
-    return Json([list(made.without), list(made.with_)])
+    return Json([[_as_chat(one) for one in side] for side in made])
+
+
+def _as_chat(one: Any) -> list[dict[str, str]]:
+    """A base model's texts, too."""
+    return [{"role": "assistant", "content": one}] if isinstance(one, str) else list(one)
 
 
 @router.post("/features/auto-edits", response_model=shapes.Edits)
 async def auto_edits_(visit: Visitor, asked: shapes.Wish) -> Json:
     """Nudges, in feature units, that make the model do what the words wish, found by what features do."""
     engine = visit.served(asked.model).engine
-    found = await engine.run(lambda scope: auto_edits(scope, asked.specification))
-    told = await _named(engine, [feature.index for feature, _ in found.edits])
-    strengths = (strength for _, strength in found.edits)
-    return Json({"edits": [[one, strength] for one, strength in zip(told, strengths, strict=True)]})
+    found = await engine.run(lambda scope: auto_edits(scope, asked.specification, places=("all",)))
+    if any(feature.unit != "scale" for feature, *_ in found.edits):
+        raise BadInput("Ember's strengths count in feature units, and this SAE has none: serve it with its atlas.")
+    told = await _named(engine, [feature.index for feature, *_ in found.edits])
+    edits = [[one, edit[1]] for one, edit in zip(told, found.edits, strict=True)]
+    return Json({"edits": edits, "note": found.note})
 
 
 @router.post("/features/auto-conditional", response_model=shapes.Conditional)
@@ -252,7 +261,7 @@ def known_of(scope: Scope) -> Known:
 
 async def _prompt(visit: Visit, engine: Engine, messages: Sequence[Any], place: str = "messages") -> Prompt:
     """A conversation as the model reads it, counted against the caller's budget. Raises BadInput, NoChatTemplate."""
-    prompt = await _aside(_as_prompt, engine.scope, messages, place, False)
+    prompt = await aside(_as_prompt, engine.scope, messages, place, False)
     visit.charge(len(prompt))
     return prompt
 
@@ -274,9 +283,9 @@ def _controller(served: Served, form: dict[str, Any] | None) -> Controller:
 
 
 async def _named(engine: Engine, features: Sequence[int]) -> list[dict[str, Any]]:
-    return await _aside(known_of(engine.scope).named, features)
+    return await aside(known_of(engine.scope).named, features)
 
 
-async def _aside(work: Callable[..., T], *given: Any) -> T:
+async def aside(work: Callable[..., T], *given: Any) -> T:
     """In a thread, so that nobody's stream waits for it."""
     return await to_thread.run_sync(partial(work, *given))

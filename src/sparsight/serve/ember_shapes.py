@@ -190,7 +190,10 @@ class EmberMessage(BaseModel):
 
 
 class Edits(BaseModel):
+    """note: why there are none, where there are none."""
+
     edits: list[tuple[NamedFeature, float]]
+    note: str = ""
 
 
 class Conditional(BaseModel):

@@ -5,6 +5,8 @@ limits; its body is not too large, and does not take for ever. Plain ASGI, so th
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import re
 import time
 import uuid
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sparsight.errors import SparsightError
+from sparsight.errors import BadInput, SparsightError
 from sparsight.serve.logs import tell
 from sparsight.serve.refusals import Draining, NoKey, TooLarge, TooSlow, body_of, encoded, refusal_of, refused
 from sparsight.serve.service import Service
@@ -60,7 +62,10 @@ class Gate:
             return
         if self.service.draining:
             raise Draining("This server is stopping, and takes in nothing new. Ask another one, or come again later.")
-        visit.key = key = await self._caller(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        visit.key = key = await self._caller(headers)
+        if scope["method"] in ("POST", "PUT", "PATCH") and not is_json(headers.get("content-type", "")):
+            raise BadInput("Requests here are JSON, and say so: `content-type: application/json`.")
         receive = await _whole(scope, receive, self.service.settings.body_bytes, self.service.settings.body_seconds)
         if key is None:
             await self.app(scope, receive, send)
@@ -76,6 +81,9 @@ class Gate:
         """Whose key this is. Raises NoKey."""
         store = self.service.store
         if not self.service.needs_key:
+            if self.service.strict and not is_here(headers.get("host", "")):
+                todo = "call it as localhost, or make a key with `sparsight keys add`"
+                raise NoKey(f"This server has no keys, and is for this machine alone: {todo}.")
             return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
@@ -83,7 +91,8 @@ class Gate:
         key = store.key_of(secret.strip())
         if key is None:
             raise NoKey("This key is not known here, or was revoked.")
-        await asyncio.to_thread(store.used, key)
+        if key.is_unseen:
+            await asyncio.to_thread(store.used, key)
         return key
 
     async def _out_of_time(self, scope: Scope, receive: Receive, told: _Told) -> None:
@@ -162,3 +171,18 @@ async def _refuse(scope: Scope, receive: Receive, told: _Told, error: Exception)
 def is_guarded(path: str) -> bool:
     """Whether a path is one of the API's."""
     return any(path == prefix or path.startswith(prefix + "/") for prefix in GUARDED)
+
+
+def is_here(host: str) -> bool:
+    """Whether a Host header names an address, or localhost: not a name that somebody could have led here."""
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    try:
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return name.lower() == "localhost" or name.lower().endswith(".localhost")
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a body is said to be JSON. A page of another origin cannot say so without asking first."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

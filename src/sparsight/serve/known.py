@@ -35,6 +35,12 @@ class Known:
         """The id of every feature."""
         return tuple(feature_uuid(self.sae, index) for index in range(len(self.scope.features)))
 
+    @cached_property
+    def scales(self) -> list[float] | None:
+        """Each feature's scale, raw; None where the SAE has none."""
+        scale = self.scope.sae.scale
+        return None if scale is None else scale.tolist()
+
     def index(self, id: str) -> int | None:
         """Which feature has this id; None where none of this SAE has."""
         return index_of(id, self.sae, len(self.scope.features))
@@ -51,11 +57,18 @@ class Known:
         found = {} if held.atlas is None else {one.feature: one for one in briefs(held.atlas, features)}
         out = []
         for index in features:
-            brief, scale = found.get(index), self.scope.sae.scale
+            brief = found.get(index)
             label = (brief.text if brief else None) or held.labels.get(index) or PLACEHOLDER.format(index)
-            peak = brief.max if brief else None if scale is None else float(scale[index])
+            peak = brief.max if brief else None if self.scales is None else self.scales[index]
             out.append({"id": self.ids[index], "label": label, "index_in_sae": index, "max_activation_strength": peak})
         return out
+
+    def labels(self, features: Sequence[int]) -> dict[int, str]:
+        """{index: label} of those that somebody has named."""
+        held = self.scope.features
+        found = {} if held.atlas is None else {one.feature: one.text for one in briefs(held.atlas, features)}
+        texts = ((index, found.get(index) or held.labels.get(index)) for index in features)
+        return {index: text for index, text in texts if text}
 
     def named(self, features: Sequence[int]) -> list[dict[str, Any]]:
         """{"id", "label", "index_in_sae"} of each. Raises NoFeature."""

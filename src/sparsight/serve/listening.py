@@ -50,10 +50,12 @@ def _wake(mailboxes: list[Mailbox]) -> None:
 
 class Listening(AsyncGenerator[Update, None]):
     """One request's updates as they come. Raises whatever ended it early; leaving it, closing it, being cancelled
-    while it waits, or forgetting it ends the request."""
+    while it waits, or forgetting it ends the request.
 
-    def __init__(self, mailbox: Mailbox, on_leave: Callable[[], None]):
-        self.mailbox, self._on_leave, self._over = mailbox, on_leave, False
+    on_leave, on_forgotten: called once, where that happens before the end."""
+
+    def __init__(self, mailbox: Mailbox, on_leave: Callable[[], None], on_forgotten: Callable[[], None]):
+        self.mailbox, self._on_leave, self._on_forgotten, self._over = mailbox, on_leave, on_forgotten, False
         with suppress(RuntimeError):
             mailbox.loop = asyncio.get_running_loop()
 
@@ -97,4 +99,5 @@ class Listening(AsyncGenerator[Update, None]):
             self._on_leave()
 
     def __del__(self) -> None:
-        self._leave()
+        if not self._over:
+            self._on_forgotten()  # from anywhere: nothing may be locked for it

@@ -38,7 +38,11 @@ def to_standard_error() -> None:
     """Send these lines, and the web server's own, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
-    for name, level in (("sparsight.serve", logging.INFO), ("uvicorn.error", logging.INFO), ("uvicorn", logging.INFO)):
+    for name, level in (
+        ("sparsight.serve", logging.INFO),
+        ("uvicorn.error", logging.WARNING),
+        ("uvicorn", logging.WARNING),
+    ):
         logger = logging.getLogger(name)
         logger.setLevel(level)
         logger.propagate = name == "uvicorn.error"

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from sparsight.edits import Controller
 from sparsight.lm.batch import Prompt
+from sparsight.lm.cache import pairs
 from sparsight.scope.program import Program
 from sparsight.wire import fingerprint
 
@@ -85,9 +86,9 @@ class Prefixes:
             return None, []
         self._used(names[: len(found)])
         cache = DynamicCache()
-        for layer, pair in enumerate(zip(self._keys, self._values, strict=True)):
-            index = torch.tensor([block for block, _ in found], device=pair[0].device)
-            cache.update(*(_joined(pool[index]) for pool in pair), layer)
+        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            index = torch.tensor([block for block, _ in found], device=keys.device)
+            cache.update(_joined(keys[index]), _joined(values[index]), layer)
         return cache, [tally for _, tally in found]
 
     @torch.no_grad()
@@ -97,6 +98,7 @@ class Prefixes:
             return
         new: list[tuple[int, int]] = []  # (place in the prompt, place here)
         mine = set(names)
+        self._used(names)  # so that what makes room is another prompt's
         for number, name in enumerate(names):
             if name in self._known:
                 continue
@@ -106,11 +108,12 @@ class Prefixes:
             self._known[name] = (place, tallies[number])
             new.append((number, place))
         self._used(names)
-        for pool, layer in zip(zip(self._keys, self._values, strict=True), past.layers, strict=True):
-            for mine_, given in zip(pool, (layer.keys, layer.values), strict=True):
-                if new and isinstance(given, Tensor):
-                    at, to = (torch.tensor(of, device=given.device) for of in zip(*new, strict=True))
-                    mine_[to] = _cut(given, len(names))[at]
+        if not new:
+            return
+        for pools, pair in zip(zip(self._keys, self._values, strict=True), pairs(past), strict=True):
+            for pool, given in zip(pools, pair, strict=True):
+                at, to = (torch.tensor(of, device=given.device) for of in zip(*new, strict=True))
+                pool[to] = _cut(given, len(names))[at]
 
     def _used(self, names: Sequence[bytes]) -> None:
         """A beginning is used at least as lately as what follows it: without it the rest cannot be found."""
@@ -128,18 +131,15 @@ class Prefixes:
     def _made(self, past: Cache) -> bool:
         """Whether there is room for a block at all; takes the memory when the first comes."""
         if not self._keys:
-            layers = [(layer.keys, layer.values) for layer in past.layers]
-            each = sum(t[0, :, :1].numel() * t.element_size() for pair in layers for t in pair if t is not None) * BLOCK
+            layers = pairs(past)
+            each = sum(t[0, :, :1].numel() * t.element_size() for pair in layers for t in pair) * BLOCK
             self.blocks = self.limit // each
             if self.blocks:
-                for pools, which in ((self._keys, 0), (self._values, 1)):
-                    pools.extend(_cut(pair[which], 0).new_zeros(self.blocks, *_sizes(pair[which])) for pair in layers)
+                for keys, values in layers:
+                    for pools, t in ((self._keys, keys), (self._values, values)):
+                        pools.append(t.new_zeros(self.blocks, t.shape[1], BLOCK, t.shape[3]))
                 self._free = list(range(self.blocks - 1, -1, -1))
         return self.blocks > 0
-
-
-def _sizes(given: Tensor) -> tuple[int, int, int]:
-    return given.shape[1], BLOCK, given.shape[3]
 
 
 def _cut(given: Tensor, blocks: int) -> Tensor:

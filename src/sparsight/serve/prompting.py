@@ -1,16 +1,21 @@
-"""A prompt on its way into the model: chunk by chunk, so that rows that are written go on between.
+"""Prompts on their way into the model: a long one chunk by chunk, so that rows that are written go on between; short
+ones that wait at once together, in one pass.
 
-It is run apart from them, with the same pass and the same edits as `Scope.chat`, from where its beginning is known.
+They are run apart from the rows, with the same pass and the same edits as `Scope.chat`, from where a beginning is
+known.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from sparsight.edits import Controller
 from sparsight.lm.batch import Batch, Prompt
+from sparsight.lm.cache import pairs
 from sparsight.lm.generate import entropy_of
 from sparsight.scope.effect import Effect, saw
 from sparsight.scope.scope import Scope
@@ -48,26 +53,37 @@ class Prompting:
     @torch.no_grad()
     def step(self, tokens: int) -> None:
         """Runs up to so many tokens."""
-        lm, start, stop = self.scope.lm, self.done, min(self.done + tokens, len(self.prompt))
-        ids, kinds = self.prompt.ids[start:stop], [int(kind) for kind in self.prompt.kinds[start:stop]]
-        mask = torch.ones(1, stop, dtype=torch.bool, device=lm.device)
-        of = [torch.tensor([numbers], device=lm.device) for numbers in (ids, kinds)]
-        batch = Batch(of[0], mask, of[1], even=True)
-        entropy = None
+        lm, stop = self.scope.lm, min(self.done + tokens, len(self.prompt))
+        batch, entropy = self._batch(stop), None
         if self.steering.needs_entropy:
             logits, self.twin = lm.run(batch, {}, self.twin, use_cache=True, all_logits=True)
             entropy = entropy_of(logits)
-        steering, taps = self.steering, {}
-        if steering.acts and steering.touches_prompt:
-            taps[self.scope.hook_point] = [lambda flow: self._act(flow, batch, entropy)]
-        else:
-            saw(steering.b, batch.kinds)
+        taps = {self.scope.hook_point: [lambda flow: self.act(flow, batch, entropy)]} if self.acts else {}
         self.logits, self.past = lm.run(batch, taps, self.past, use_cache=True)
-        self.done = stop
+        self.ran(batch)
+
+    @property
+    def acts(self) -> bool:
+        """Whether edits or events may touch the prompt."""
+        return self.steering.acts and self.steering.touches_prompt
+
+    def ran(self, batch: Batch) -> None:
+        """Notes that these tokens, the next ones, were run."""
+        if not self.acts:
+            saw(self.steering.b, batch.kinds)
+        self.done += batch.ids.shape[1]
         if not self.left:
             self._keep()
 
-    def _act(self, flow: Tensor, batch: Batch, entropy: Tensor | None) -> Tensor:
+    def _batch(self, stop: int) -> Batch:
+        """The tokens from those that were run up to `stop`."""
+        device, start = self.scope.lm.device, self.done
+        ids, kinds = self.prompt.ids[start:stop], [int(kind) for kind in self.prompt.kinds[start:stop]]
+        mask = torch.ones(1, stop, dtype=torch.bool, device=device)
+        return Batch(torch.tensor([ids], device=device), mask, torch.tensor([kinds], device=device), even=True)
+
+    def act(self, flow: Tensor, batch: Batch, entropy: Tensor | None = None) -> Tensor:
+        """Its edits, on its own tokens."""
         done = self.steering.act(flow, batch.kinds, batch.positions, entropy)
         if self._names:
             self._effects.append(done._replace(out=done.touched))  # the rest is small
@@ -106,3 +122,28 @@ class Prompting:
             Tally(t, s, frozenset(i for i, hit in enumerate(f) if hit))
             for t, s, f in zip(touched, share, fired, strict=True)
         ]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def run_together(promptings: Sequence[Prompting]) -> None:
+    """Whole prompts, of which nothing has been run and none asks for entropy, in one pass; each is edited by itself."""
+    lm, point = promptings[0].scope.lm, promptings[0].scope.hook_point
+    batch = Batch.of_prompts([one.prompt for one in promptings], lm.pad_token, lm.device)
+    starts = [batch.ids.shape[1] - len(one.prompt) for one in promptings]
+    own = [one._batch(len(one.prompt)) for one in promptings]
+    acting = [row for row, one in enumerate(promptings) if one.acts]
+
+    def edit(flow: Tensor) -> Tensor:
+        out = flow.clone()
+        for row in acting:
+            out[row : row + 1, starts[row] :] = promptings[row].act(flow[row : row + 1, starts[row] :], own[row])
+        return out
+
+    logits, past = lm.run(batch, {point: [edit]} if acting else {}, use_cache=True)
+    assert past is not None
+    for row, (one, start) in enumerate(zip(promptings, starts, strict=True)):
+        one.logits, one.past = logits[row : row + 1], DynamicCache()
+        for layer, (keys, values) in enumerate(pairs(past)):
+            one.past.update(keys[row : row + 1, :, start:], values[row : row + 1, :, start:], layer)
+        one.ran(own[row])

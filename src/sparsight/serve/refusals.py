@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from sparsight.serve.store import NotYours
 
 OPENAI, EMBER = "/v1", "/api/inference/v1"
 INVALID = "invalid_request_error"
+BRANCH = re.compile(
+    r"(str|int|float|bool)$|(list|dict|constrained|function)\b."
+)  # pydantic's names for parts of a union
 
 
 class NoKey(SparsightError):
@@ -139,7 +143,7 @@ def _invalid(errors: Sequence[Any]) -> Refusal:
 
 def param_of(loc: Sequence[Any]) -> str | None:
     """A place in a body as OpenAI writes it."""
-    path = [part for part in loc if part not in ("body", "query", "path")]
+    path = [part for part in loc if part not in ("body", "query", "path") and not BRANCH.match(str(part))]
     if not path or isinstance(path[0], int):  # a place in the text of JSON
         return None
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")

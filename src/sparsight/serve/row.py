@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from sparsight.lm.generate import Writer
@@ -93,6 +94,10 @@ class Row:
         if update.finish is not None:
             self.mailbox.put(None)
 
+    def cancel(self) -> None:
+        """Nobody listens any more."""
+        self.cancelled = True
+
     def fail(self, error: BaseException) -> None:
         """Ends it early."""
         self.cancelled = True
@@ -114,7 +119,7 @@ def likelihoods(logits: Tensor, tokens: Sequence[int], wishes: Sequence[int | No
         return out
     log_p = logits[asked].float().log_softmax(-1)
     most = min(max(wishes[row] or 0 for row in asked), log_p.shape[-1])
-    ids = logits.new_tensor([tokens[row] for row in asked]).long().unsqueeze(-1)
+    ids = torch.tensor([[tokens[row]] for row in asked], device=logits.device)
     own, best = log_p.gather(-1, ids)[:, 0].tolist(), log_p.topk(most, dim=-1)
     for row, mine, likeliest, places in zip(asked, own, best.values.tolist(), best.indices.tolist(), strict=True):
         many = wishes[row] or 0

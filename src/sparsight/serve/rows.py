@@ -58,7 +58,8 @@ class Rows:
         self.rows.append(row)
         self._sampler = None
         try:
-            self.table.put(at, prompting.steering)
+            if row.steered:
+                self.table.put(at, prompting.steering)
             self._choose(prompting.logits, Sampler([row.draws], self.scope.lm.device), at)
             if not row.over:
                 self.slots.put(at, prompting.past, row.room)
@@ -87,9 +88,11 @@ class Rows:
 
     def drop(self) -> None:
         """Frees the rows that are over, and those that nobody listens to any more."""
-        for at in range(len(self.rows) - 1, -1, -1):
-            if self.rows[at].over:
-                self._leave(at)
+        over = [at for at, row in enumerate(self.rows) if row.over]
+        for at in reversed(over):
+            self._leave(at)
+        if over:
+            self.table.fit()
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -33,14 +33,18 @@ class Served:
 
 @dataclass
 class Service:
-    """ready: engines have started; draining: nothing new is taken in."""
+    """strict: without keys, callers must call this machine by an address or as localhost, so that no web page can have
+    its own name lead here. ready: engines have started; failure: why one did not; draining: nothing new is taken in."""
 
     catalog: Catalog
     settings: ServeSpec
     store: Store
     limits: Limits = field(default_factory=Limits)
+    strict: bool = False
     ready: bool = False
+    failure: Exception | None = None
     draining: bool = False
+    stopped: bool = False
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.catalog)

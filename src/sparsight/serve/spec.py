@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sparsight.config import check, knob
 from sparsight.errors import BadInput
-
-ENGINES = ("rows", "queue", "compiled")  # knobs that are the engine's
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class ServeSpec:
 
     host: str = knob("127.0.0.1", "address to listen at; any but this machine's own needs a key; 0.0.0.0: all")
     port: int = knob(8000, "port to listen at; 0: any that is free")
-    rows: int = knob(8, "requests that a model writes at once")
+    rows: int = knob(32, "requests that a model writes at once")
     queue: int = knob(256, "requests that may wait for a row, of each model; those beyond are told to come again")
     compiled: bool = knob(False, "decode with a compiled step")
     keys: str | None = knob(
@@ -39,9 +38,8 @@ class ServeSpec:
         object.__setattr__(self, "cors", origins)
         check(self.host, "host", self.host, "an address, as 127.0.0.1")
         check(self.port, "port", 0 <= self.port < 65536, "a number from 0 to 65535")
-        for name in ("rows", "body_bytes", "choices", "prompts"):
+        for name in ("rows", "queue", "body_bytes", "choices", "prompts"):
             check(getattr(self, name), name, getattr(self, name) >= 1, "a whole number from 1 up")
-        check(self.queue, "queue", self.queue >= 0, "a whole number from 0 up")
         for name in ("request_seconds", "body_seconds"):
             check(getattr(self, name), name, 0 < getattr(self, name) <= 1e9, "a number of seconds above 0")
         check(self.drain_seconds, "drain_seconds", 0 <= self.drain_seconds <= 1e9, "a number of seconds from 0 up")
@@ -85,6 +83,14 @@ class ModelSpec:
     def served(self) -> tuple[str, ...]:
         """The names that it is served under."""
         return self.names or (self.model.rstrip("/").rsplit("/", 1)[-1] if _is_folder(self.model) else self.model,)
+
+
+def check_names(models: Iterable[ModelSpec]) -> None:
+    """Raises BadInput where two models have one name."""
+    names = [name for model in models for name in dict.fromkeys(model.served)]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"Two models are served as '{name}'. Give them other names: --alias, or names in [[model]].")
 
 
 def _is_folder(model: str) -> bool:

@@ -53,6 +53,11 @@ class Key:
     tokens_per_minute: int | None = None
     concurrent: int | None = None
 
+    @property
+    def is_unseen(self) -> bool:
+        """Whether its last use is so long ago that it is to be noted again."""
+        return self.last_used is None or time.time() - self.last_used > SEEN
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -101,6 +106,12 @@ class Store:
     def close(self) -> None:
         with self._turn:
             self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -161,7 +172,7 @@ class Store:
 
     def used(self, key: Key) -> None:
         """Note that a key was used, once a minute at most."""
-        if key.last_used is None or time.time() - key.last_used > SEEN:
+        if key.is_unseen:
             with self._writing() as db:
                 db.execute("UPDATE keys SET last_used = ? WHERE name = ?", (time.time(), key.name))
 

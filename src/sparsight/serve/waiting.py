@@ -48,15 +48,14 @@ class Waiting(Generic[T]):
         self._taken.append(self.now())
         return thing
 
-    def drop(self, thing: T) -> bool:
-        """Takes out one whose owner no longer waits; whether it was there."""
-        for owner, line in self._of.items():
-            if thing in line:
-                line.remove(thing)
-                if not line:
-                    del self._of[owner]
-                return True
-        return False
+    def drop(self, thing: T) -> None:
+        """Takes out one whose owner no longer waits, if it is there."""
+        self.drop_those(lambda one: one is thing)
+
+    def drop_those(self, which: Callable[[T], bool]) -> None:
+        """Takes out those of which it is true."""
+        kept = {owner: deque(thing for thing in line if not which(thing)) for owner, line in self._of.items()}
+        self._of = OrderedDict((owner, line) for owner, line in kept.items() if line)
 
     def everything(self) -> list[T]:
         """Takes out all of them."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sparsight.serve.engine import FeatureWish
 
@@ -24,6 +24,19 @@ class Form(BaseModel):
     """Lenient about more, strict about what is known: no number from a text, no text from a number."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def with_whole_numbers(cls, form: Any) -> Any:
+        """1.0 is a whole number in JSON."""
+        return {name: whole(value) for name, value in form.items()} if isinstance(form, dict) else form
+
+
+def whole(value: Any) -> Any:
+    """A float without a fraction as an int, in lists too."""
+    if isinstance(value, list):
+        return [whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class StreamOptions(Form):

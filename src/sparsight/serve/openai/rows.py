@@ -41,40 +41,44 @@ class Rows:
             await self.close()
             raise
         self.visit.charge(self.prompt_tokens)
-        self._metrics.read.labels(self._model).inc(self.prompt_tokens)
+        self._counted("read").inc(self.prompt_tokens)
         self.visit.note(prompt_tokens=self.prompt_tokens, rows=len(self.requests))
 
     async def updates(self) -> AsyncIterator[tuple[int, Update]]:
         """(row, update), until all rows have ended. Raises NotSteered where a row's edits have no receipt."""
         began = time.perf_counter()
+        between, told = self._counted("between"), self._counted("told")
         heard: dict[int, float] = {}
         async for row, update in _merged(self.streams):
             now = time.perf_counter()
             if row in heard:
-                self._metrics.between.labels(self._model).observe(now - heard[row])
+                between.observe(now - heard[row])
             else:
-                self._metrics.first.labels(self._model).observe(now - began)
+                self._counted("first").observe(now - began)
                 self._count_cached(row, update.cached)
                 self.visit.facts.setdefault("first_token_seconds", round(now - began, 4))
             heard[row] = now
+            told.inc()
             self._count(row, update)
             yield row, update
 
     def _count_cached(self, row: int, cached: int) -> None:
         if row % self.n == 0:
             self.cached += cached
-            self._metrics.cached.labels(self._model).inc(cached)
+            self._counted("cached").inc(cached)
 
     def _count(self, row: int, update: Update) -> None:
         self.written += 1
+        if self.visit.settings.log_prompts:
+            said = self.visit.facts.setdefault("answers", [""] * len(self.requests))
+            said[row] += update.text
         self.visit.charge(1)
-        self._metrics.told.labels(self._model).inc()
         self.visit.note(completion_tokens=self.written)
         if update.finish is not None and self.requests[row].controller:
             if update.receipt is None:
                 raise NotSteered("The answer has no receipt of its edits, so nothing proves that they acted.")
             self.receipts.append(update.receipt)
-            self._metrics.steered.labels(self._model).inc()
+            self._counted("steered").inc()
             self.visit.note(controller=update.receipt.controller)
 
     async def close(self) -> None:
@@ -110,13 +114,9 @@ class Rows:
             "change": sum(one.change * one.touched for one in self.receipts) / touched if touched else 0.0,
         }
 
-    @property
-    def _metrics(self) -> Any:
-        return self.visit.service.metrics
-
-    @property
-    def _model(self) -> str:
-        return self.visit.catalog.name_of(self.served.engine)
+    def _counted(self, what: str) -> Any:
+        """One of the metrics, of this model. To find it takes as long as to count."""
+        return getattr(self.visit.service.metrics, what).labels(self.visit.catalog.name_of(self.served.engine))
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Update, None]]) -> AsyncIterator[tuple[int, Update]]:
@@ -125,14 +125,16 @@ async def _merged(streams: Sequence[AsyncGenerator[Update, None]]) -> AsyncItera
         async for update in streams[0]:
             yield 0, update
         return
-    heard: asyncio.Queue[tuple[int, Update | Exception | None]] = asyncio.Queue(AHEAD)
+    heard: asyncio.Queue[tuple[int, Update | BaseException | None]] = asyncio.Queue(AHEAD)
 
     async def listen(row: int) -> None:
         try:
             async for update in streams[row]:
                 await heard.put((row, update))
             await heard.put((row, None))
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             await heard.put((row, error))
 
     listeners = [asyncio.create_task(listen(row)) for row in range(len(streams))]
@@ -140,7 +142,7 @@ async def _merged(streams: Sequence[AsyncGenerator[Update, None]]) -> AsyncItera
         going = len(streams)
         while going:
             row, update = await heard.get()
-            if isinstance(update, Exception):
+            if isinstance(update, BaseException):
                 raise update
             if update is None:
                 going -= 1

@@ -42,7 +42,7 @@ class EventStream(Response):
         except Exception as error:
             if not isinstance(error, SparsightError):
                 tell("unforeseen", error=error, id=visit_of(scope).id)
-            visit_of(scope).note(error=str(error)[:200])
+            visit_of(scope).note(failed=str(error)[:200])
             await _send(send, event_of(body_of(refusal_of(error))))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

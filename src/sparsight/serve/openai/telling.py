@@ -7,10 +7,10 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparsight.ids import feature_uuid
 from sparsight.serve.engine import Update
 from sparsight.serve.openai.logprobs import token_bytes
 from sparsight.serve.service import Served
-from sparsight.wire import feature_id
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Telling:
         scope = self.served.engine.scope
         active = [
             {
-                "id": feature_id(scope.sae.fingerprint, one.feature),
+                "id": feature_uuid(scope.sae.fingerprint, one.feature),
                 "index": one.feature,
                 "label": scope.features.labels.get(one.feature),
                 "activation": one.activation,

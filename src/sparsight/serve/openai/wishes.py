@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError, meta
@@ -16,6 +17,7 @@ from sparsight.errors import SparsightError
 from sparsight.lm.batch import Prompt
 from sparsight.lm.generate import check_room
 from sparsight.records import Message, Sampling
+from sparsight.scope.program import compile_controller
 from sparsight.scope.scope import Scope
 from sparsight.serve.engine import Request
 from sparsight.serve.openai.forms import ChatForm, ChatMessage, CompletionForm, Part, Writing
@@ -23,6 +25,7 @@ from sparsight.serve.refusals import BadField
 from sparsight.wire import from_json
 
 UNBOUNDED = 4096  # tokens of an answer, where neither the request nor the model's context says how many
+DEEPEST = 200  # levels of a controller's JSON; a scope takes three
 COMPLETION = 16  # of a completion, where the request does not say: OpenAI's
 
 
@@ -78,14 +81,16 @@ def _joined(parts: Sequence[Part], place: str) -> str:
 def takes_tools(scope: Scope) -> bool:
     """Whether the model's chat template looks at tools."""
     template: Any = scope.lm.tokenizer.chat_template
-    if isinstance(template, Mapping):
-        return "tool_use" in template
+    return "tool_use" in template if isinstance(template, Mapping) else _looks_at_tools(str(template or ""))
+
+
+@lru_cache(maxsize=64)
+def _looks_at_tools(template: str) -> bool:
+    sandbox = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        return "tools" in meta.find_undeclared_variables(
-            ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(template or "")
-        )
-    except TemplateError:
-        return "tools" in str(template)  # a tag of transformers' own
+        return "tools" in meta.find_undeclared_variables(sandbox.parse(template))
+    except TemplateError:  # a tag of transformers' own
+        return "tools" in template
 
 
 def text_prompts(form: CompletionForm, scope: Scope, most: int) -> list[Prompt]:
@@ -112,16 +117,27 @@ def text_prompts(form: CompletionForm, scope: Scope, most: int) -> list[Prompt]:
 
 
 def controller_of(form: Mapping[str, Any] | None, scope: Scope, before: Controller) -> Controller:
-    """The variant's controller, then the request's own; proved to be one that this SAE can act on. Raises BadField."""
+    """The variant's controller, then the request's own; one that this SAE has features for. Where it acts, and whether
+    a row has room for it, is the engine's to say. Raises BadField."""
+    check_depth(form)
     try:
         wish = before if form is None else before + from_json(form) if before else from_json(form)
         if wish:
-            scope.steering([wish], [Prompt((), ())])
+            compile_controller(wish, scope.sae)
         return wish
     except SparsightError as error:
         raise BadField("controller", str(error)) from error
-    except RecursionError:
-        raise BadField("controller", "The controller is nested too deep.") from None
+
+
+def check_depth(form: object) -> None:
+    """Raises BadField for JSON that is nested deeper than anything that reads it could follow."""
+    level, inner = 0, [form]
+    while inner:
+        level += 1
+        if level > DEEPEST:
+            raise BadField("controller", f"The controller is nested too deep: {DEEPEST} levels of JSON are read.")
+        holders = [one for one in inner if isinstance(one, dict | list)]
+        inner = [each for one in holders for each in (one.values() if isinstance(one, dict) else one)]
 
 
 def requests_of(

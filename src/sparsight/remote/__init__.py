@@ -1,0 +1,1 @@
+"""A scope that is elsewhere: the same names over HTTP, without torch."""
