@@ -17,7 +17,7 @@ from sparsight.scope.candidates import labelled, last_header
 from sparsight.scope.contrast import contrast
 from sparsight.scope.contrastive import Contrastive, chat, contrastive, draws, told, wish_of
 from sparsight.scope.scope import Scope
-from sparsight.scope.trial import Gauge, controller, repetition, surprise, trials
+from sparsight.scope.trial import Gauge, alignment, controller, repetition, surprise, trials
 
 WORDS = ["the dog", "a pirate", "the day", "a time", "the answer", "a question", "the system", "little dog"]
 ARR = Contrastive(
@@ -141,6 +141,18 @@ def test_many_settings_in_one_batch_are_what_each_is_alone(scope):
     assert [t.perplexity for t in together] == pytest.approx([t.perplexity for t in alone], rel=1e-3)
     plain = scope.chat([chat("Hello?"), chat("A dog?")], sampling=sampling)
     assert together[2].texts == tuple(reply.text for reply in plain)
+
+
+def test_a_change_counts_as_far_as_it_goes_where_it_was_wished(scope):
+    gauge = Gauge.of(contrast(scope, ARR.with_, ARR.without, 4, 0, held_out=0.0).with_)
+    settings = [(), ((3, 3.0, "all"),), ((9, 3.0, "all"),)]
+    plain, one, other = trials(scope, gauge, settings, ["Hello?", "A dog?"], draws(2, 6, 1), 3.0)
+    assert alignment(one, plain, one) == pytest.approx(1.0)
+    assert 0 <= alignment(other, plain, one) < 1
+    assert alignment(plain, plain, one) == 0.0
+    reading = scope.read([chat(q, text) for q, text in zip(["Hello?", "A dog?"], one.texts, strict=True)])
+    has = [r.codes.dense()[[bool(k & Kind.ASSISTANT) for k in r.kinds]].mean(0) / scope.sae.scale for r in reading]
+    torch.testing.assert_close(one.has, torch.stack(has).mean(0), rtol=1e-3, atol=1e-4)
 
 
 def test_settings_are_edits_in_feature_units_or_raw_where_there_are_none(scope, lm, sae):

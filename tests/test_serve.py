@@ -9,6 +9,7 @@ from engines import Threads
 from goodfire.api.chat.interfaces import ChatCompletion, StreamingChatCompletionChunk
 from starlette.testclient import TestClient
 
+from sparsight.ids import feature_uuid
 from sparsight.records import Sampling
 from sparsight.serve.app import create_app
 from sparsight.serve.catalog import Catalog
@@ -16,7 +17,7 @@ from sparsight.serve.openai import answers
 from sparsight.serve.openai.logprobs import spelled, token_bytes
 from sparsight.serve.openai.sse import event_of
 from sparsight.serve.openai.wishes import seed_of, takes_tools
-from sparsight.wire import feature_id, fingerprint, from_json, to_ember, to_json
+from sparsight.wire import fingerprint, from_json, to_ember, to_json
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from sparsight.edits import Controller, Feature
@@ -23,7 +23,7 @@ from sparsight.scope.candidates import candidates
 from sparsight.scope.contrast import contrast
 from sparsight.scope.contrastive import QUESTIONS, Contrastive, Writer, contrastive, draws, wish_of
 from sparsight.scope.scope import Scope
-from sparsight.scope.trial import Gauge, Setting, Trial, controller, trials
+from sparsight.scope.trial import Gauge, Setting, Trial, alignment, controller, trials
 
 PAIRS = 8  # chats a side
 GAUGE = 12  # features of the gauge
@@ -206,7 +206,12 @@ class _Base:
     most: float
 
     def tried(self, scope: Scope, settings: Sequence[Setting]) -> list[Trial]:
-        return trials(scope, self.gauge, settings, self.questions, self.sampling, self.plain.nats)
+        """Where asking in words does something, what edits do counts as far as it goes the same way: else pirate words
+        would do for a butler's, since both are far from plain ones."""
+        found = trials(scope, self.gauge, settings, self.questions, self.sampling, self.plain.nats)
+        if self.words.effect < LEAST:
+            return found
+        return [replace(one, effect=one.effect * alignment(one, self.plain, self.words)) for one in found]
 
     def coherent(self, trial: Trial) -> bool:
         fluent = trial.perplexity <= self.most and trial.empty <= EMPTY

@@ -9,7 +9,7 @@ repetition   the share of runs of three tokens that the same reply has had befor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from sparsight.records import Sampling
 from sparsight.scope.attribution import tail
 from sparsight.scope.contrast import Contrasted, units
 from sparsight.scope.contrastive import Chat, chat, told
-from sparsight.scope.pooled import as_prompts, marked, pooled
+from sparsight.scope.pooled import Pooled, as_prompts, marked, pooled
 from sparsight.scope.scope import Reply, Scope
 
 Setting = tuple[tuple[int, float, str], ...]  # features, how far each is turned up (in its unit), at which tokens
@@ -32,7 +32,8 @@ RUN = 3  # tokens
 @dataclass(frozen=True)
 class Trial:
     """Some edits tried on some questions. effect, perplexity (a ratio), repetition: as at the top of this file; nats: a
-    token of the replies, under the unedited model; empty: share of replies without a word."""
+    token of the replies, under the unedited model; empty: share of replies without a word; has: [feature] float32, what
+    a reply has of each on average, in feature units."""
 
     setting: Setting
     effect: float
@@ -41,6 +42,7 @@ class Trial:
     repetition: float
     empty: float
     texts: tuple[str, ...]
+    has: Tensor = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,11 @@ class Gauge:
 
     def shares(self, scope: Scope, chats: Sequence[Chat | str]) -> Tensor:
         """Of each chat, from 0 to 1, before plain and wished are set off. [chat]"""
-        prompts = as_prompts(scope.lm, chats, "that are gauged")
-        has = pooled(scope, prompts, marked(prompts, None)[0]).dense(self.features) / units(scope.sae, self.features)
+        return self.of_pooled(scope, read_back(scope, chats))
+
+    def of_pooled(self, scope: Scope, read: Pooled) -> Tensor:
+        """The same of chats that were read already."""
+        has = read.dense(self.features) / units(scope.sae, self.features)
         return ((has - self.low) / (self.high - self.low)).clamp(0, 1).mean(-1)
 
     def between(self, plain: float, wished: float) -> Gauge:
@@ -98,6 +103,19 @@ def trials(
             rows = slice(i * len(asked), (i + 1) * len(asked))
             out.append(_trial(scope, gauge, setting, asked, replies[rows], weighed[rows], nats))
     return out
+
+
+def read_back(scope: Scope, chats: Sequence[Chat | str]) -> Pooled:
+    """What the unedited model has at the replies."""
+    prompts = as_prompts(scope.lm, chats, "that are gauged")
+    return pooled(scope, prompts, marked(prompts, None)[0])
+
+
+def alignment(trial: Trial, plain: Trial, wished: Trial) -> float:
+    """Whether a change goes where it was wished, or elsewhere too: the cosine of what edits changed in replies to some
+    questions with what asking in words changed in replies to the same, over all features; 0 where it goes away."""
+    changes = trial.has - plain.has, wished.has - plain.has
+    return max(0.0, float(torch.nn.functional.cosine_similarity(*changes, dim=0)))
 
 
 def controller(scope: Scope, setting: Setting) -> Controller:
@@ -150,10 +168,14 @@ def _trial(
     nats: float | None,
 ) -> Trial:
     said = [chat(q, r.text) for q, r in zip(asked, replies, strict=True) if r.text.strip()]
-    share = float(gauge.shares(scope, said).sum()) / len(replies) if said else 0.0
+    share, has = 0.0, torch.zeros(scope.sae.d_hidden)
+    if said:
+        read = read_back(scope, said)
+        share = float(gauge.of_pooled(scope, read).sum()) / len(replies)
+        has = has.index_add_(0, read.feature, read.mean) / len(said) / units(scope.sae, torch.arange(len(has)))
     mean = float(torch.cat(list(weighed)).mean())
     again, runs = (sum(column) for column in zip(*(repetition(reply.ids) for reply in replies), strict=True))
     empty = 1 - len(said) / len(replies)
     ratio = float(torch.tensor(mean - (mean if nats is None else nats)).exp())
     texts = tuple(reply.text for reply in replies)
-    return Trial(setting, gauge.effect(share), ratio, mean, again / max(runs, 1), empty, texts)
+    return Trial(setting, gauge.effect(share), ratio, mean, again / max(runs, 1), empty, texts, has)
