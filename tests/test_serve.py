@@ -118,7 +118,7 @@ def test_features_of_each_new_token_are_those_that_the_scope_reads(client, scope
         assert [one["index"] for one in entry["active"]][:3] == [i for i, _ in reply.codes.at(token)][:3]
         for one in entry["active"]:
             assert one["activation"] == pytest.approx(read[one["index"]], rel=1e-4)
-            assert one["id"] == feature_id(scope.sae.fingerprint, one["index"])
+            assert one["id"] == feature_uuid(scope.sae.fingerprint, one["index"])
             assert one["label"] == scope.features.labels.get(one["index"])
         assert {5, 11} & read.keys() <= {one["index"] for one in entry["active"]}
     chunks = events(client, features={"top_k": 3, "include": [5, 11]})
