@@ -114,7 +114,8 @@ def read_back(scope: Scope, chats: Sequence[Chat | str]) -> Pooled:
 def alignment(trial: Trial, plain: Trial, wished: Trial) -> float:
     """Whether a change goes where it was wished, or elsewhere too: the cosine of what edits changed in replies to some
     questions with what asking in words changed in replies to the same, over all features; 0 where it goes away."""
-    changes = trial.has - plain.has, wished.has - plain.has
+    loud = trial.has.sqrt(), plain.has.sqrt(), wished.has.sqrt()  # so that a few loud features do not decide alone
+    changes = loud[0] - loud[1], loud[2] - loud[1]
     return max(0.0, float(torch.nn.functional.cosine_similarity(*changes, dim=0)))
 
 
