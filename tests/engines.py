@@ -48,7 +48,7 @@ class Threads:
         threading.Thread(target=stream.write, daemon=True).start()
         return stream
 
-    async def run(self, work: Callable[[Scope], Any]) -> Any:
+    async def run(self, work: Callable[[Scope], Any], long: bool = False) -> Any:
         return await asyncio.to_thread(work, self.scope)
 
     def load(self) -> Load:

@@ -340,6 +340,31 @@ def test_what_is_asked_beside_runs_between_steps_and_raises_what_it_raises(scope
         asyncio.run(main())
 
 
+def test_rows_are_written_while_something_long_goes_on(scope64):
+    with running(scope64) as engine:
+
+        async def main():
+            written = threading.Event()
+
+            def work(scope):
+                assert written.wait(20)
+                return scope.read("Hello").codes
+
+            long = asyncio.create_task(engine.run(work, long=True))
+            other = asyncio.create_task(engine.run(lambda scope: written.wait(20), long=True))
+            await asyncio.sleep(0)
+            assert len(await heard(engine, asked(scope64, "Hello", max_new_tokens=6))) == 6
+            with pytest.raises(Busy, match="2 long uses of the model are under way"):
+                await engine.run(work, long=True)
+            assert not await engine.drain(0)
+            written.set()
+            assert await long == scope64.read("Hello").codes
+            assert await other
+            assert await engine.drain(5)
+
+        asyncio.run(main())
+
+
 def test_draining_takes_nothing_new_and_lets_what_is_written_end(scope64):
     with running(scope64) as engine:
 

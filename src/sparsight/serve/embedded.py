@@ -33,6 +33,7 @@ from sparsight.serve.waiting import Waiting
 
 T = TypeVar("T")
 JOBS = 64  # that may wait at once
+LONG = 2  # that may be under way at once
 PREFIX_BYTES = 256 * 2**20
 MOST_LOGPROBS = 100
 
@@ -75,7 +76,8 @@ class EmbeddedEngine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._draining = self._stopping = False
-        self._steps = 0
+        self._idle = True  # whether the loop waits for something to do
+        self._steps = self._beside = 0
 
     @property
     def scope(self) -> Scope:
@@ -111,8 +113,11 @@ class EmbeddedEngine:
             self._changed.notify()
         return Listening(row.mailbox, lambda: self._cancel(row), row.cancel)
 
-    async def run(self, work: Callable[[Scope], T]) -> T:
-        """Something else that needs the model, between two steps, in the engine's thread."""
+    async def run(self, work: Callable[[Scope], T], long: bool = False) -> T:
+        """Something else that needs the model: between two steps, in the engine's thread; long: beside them, in a
+        thread of its own, pass by pass, since a model takes its passes one at a time."""
+        if long:
+            return await self._run_beside(work)
         future: Future[T] = Future()
         with self._changed:
             self._check_open()
@@ -121,6 +126,18 @@ class EmbeddedEngine:
             self.jobs.append((future, work))
             self._changed.notify()
         return await asyncio.wrap_future(future)
+
+    async def _run_beside(self, work: Callable[[Scope], T]) -> T:
+        with self._changed:
+            self._check_open()
+            if self._beside >= LONG:
+                raise Busy(f"{LONG} long uses of the model are under way: try again later.", self.waiting.retry_after())
+            self._beside += 1
+        try:
+            return await asyncio.to_thread(work, self._scope)
+        finally:
+            with self._changed:
+                self._beside -= 1
 
     def load(self) -> Load:
         """How busy it is."""
@@ -180,7 +197,7 @@ class EmbeddedEngine:
 
     def _busy(self) -> bool:
         with self._changed:
-            return bool(self.rows.rows or self.reading or self.together or len(self.waiting) or self.jobs)
+            return not self._idle or bool(len(self.waiting) or self.jobs or self._beside)
 
     # ── the loop, in its own thread ──────────────────────────────────────────────────────────────────────────────
 
@@ -206,7 +223,9 @@ class EmbeddedEngine:
         """Waits for something to do; False where it is to stop."""
         with self._changed:
             while not (self._stopping or self.rows.rows or self.reading or len(self.waiting) or self.jobs):
+                self._idle = True
                 self._changed.wait()
+            self._idle = False
             return not self._stopping
 
     def _job(self) -> None:
@@ -328,6 +347,7 @@ class EmbeddedEngine:
                 if future.set_running_or_notify_cancel():
                     future.set_exception(error)
         self._ring()
+        self._idle = True
         self.rows.drop()
 
 

@@ -215,7 +215,7 @@ def _as_causes(scope: Scope, found: Attribution) -> list[dict[str, Any]]:
 )
 async def generate_contrastive_dataset(visit: Visitor, asked: shapes.Specification) -> Json:
     """Conversations without what the words say, and the same with it, written by the first model of this server."""
-    made = await visit.catalog.first.run(lambda scope: contrastive(scope, asked.specification))
+    made = await visit.catalog.first.run(lambda scope: contrastive(scope, asked.specification), long=True)
     return Json([[_as_chat(one) for one in side] for side in made])
 
 
@@ -228,7 +228,7 @@ def _as_chat(one: Any) -> list[dict[str, str]]:
 async def auto_edits_(visit: Visitor, asked: shapes.Wish) -> Json:
     """Nudges, in feature units, that make the model do what the words wish, found by what features do."""
     engine = visit.served(asked.model).engine
-    found = await engine.run(lambda scope: auto_edits(scope, asked.specification, places=("all",)))
+    found = await engine.run(lambda scope: auto_edits(scope, asked.specification, places=("all",)), long=True)
     if any(feature.unit != "scale" for feature, *_ in found.edits):
         raise BadInput("Ember's strengths count in feature units, and this SAE has none: serve it with its atlas.")
     told = await _named(engine, [feature.index for feature, *_ in found.edits])
@@ -240,7 +240,7 @@ async def auto_edits_(visit: Visitor, asked: shapes.Wish) -> Json:
 async def auto_conditional(visit: Visitor, asked: shapes.Wish) -> Json:
     """A condition that holds where the conversation is of the sort that the words say."""
     engine = visit.served(asked.model).engine
-    found = await engine.run(lambda scope: auto_condition(scope, asked.specification))
+    found = await engine.run(lambda scope: auto_condition(scope, asked.specification), long=True)
     (scope,) = to_ember(Controller(whens=(When(found.condition, Controller()),)))["scopes"]
     for comparison in scope["conditionals"]["conditionals"]:
         features = comparison["left_hand"]["features"]

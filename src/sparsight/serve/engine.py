@@ -104,9 +104,9 @@ class Engine(Protocol):
         BadInput or TooLong for what cannot be done. While it is listened to, raises whatever ended it early."""
         ...
 
-    async def run(self, work: Callable[[Scope], T]) -> T:
-        """Something else that needs the model (reading, contrast, attribution), between two steps. Raises what it
-        raises, and Busy where too much waits."""
+    async def run(self, work: Callable[[Scope], T], long: bool = False) -> T:
+        """Something else that needs the model (reading, contrast, attribution), between two steps. long: of very many
+        passes, so that rows go on being written between those. Raises what it raises, and Busy where too much waits."""
         ...
 
     def load(self) -> Load:

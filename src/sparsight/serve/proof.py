@@ -56,7 +56,7 @@ def _prove(rows: Rows, size: int, width: int, token: int, plain: Tensor, steerin
     """For one number of rows, all of which hold the same prompt."""
     device, last = rows.scope.lm.device, size - 1
     ids, positions, kinds = (torch.full((size,), n, device=device) for n in (token, TOKENS, int(WRITTEN)))
-    without, flow = rows.steps(ids, positions, kinds, width, read=True)
+    without, _ = rows.steps(ids, positions, kinds, width)
     what = f"{size} rows that see {width} tokens" if rows.steps.sizes else "rows side by side"
     near = _distance(without, plain.expand_as(without))
     if not near < _tolerance(plain.dtype):
@@ -71,7 +71,6 @@ def _prove(rows: Rows, size: int, width: int, token: int, plain: Tensor, steerin
         raise NotSteered(f"An edit does not act in the step for {what}: it must not serve.")
     if not _distance(edited[:last], without[:last]) < _tolerance(plain.dtype):
         raise NotSteered(f"In the step for {what} an edit of one row acts on the others: it must not serve.")
-    assert flow is not None
 
 
 def _nudge(scope: Scope, prompt: Prompt) -> Controller:
