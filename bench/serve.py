@@ -1,7 +1,7 @@
 """What does steering cost a server, with many streams at once, each with edits of its own? And beside the server that
 comes with transformers, on the same model?
 
-    python bench/serve.py [--quick] [--compiled]
+    python bench/serve.py [--quick] [--compiled] [--seconds 60]
 
 The embedded demo, with no token that ends an answer; float32, a thread each. Every stream is a chat of its own, of
 which nothing is known beforehand, and 48 tokens long. Steered: four edits on all tokens, other features in each
@@ -35,7 +35,7 @@ from sparsight.wire import to_json
 TOKENS = 48
 STREAMS = {1: 9, 8: 9, 32: 7, 128: 5}  # at once -> rounds
 SECONDS = 60.0  # for all rounds of so many streams
-OTHERS = 32  # streams at once that a server without shared steps is asked for, at most
+OTHERS = 8  # streams at once that a server without shared steps is asked for, at most
 BASE, STEERED = "sparsight, unsteered", "sparsight, steered"
 FEATURES = 4096
 fresh = count()
@@ -104,6 +104,8 @@ def rounds(cases: dict[str, tuple[Process, bool]], streams: int, most: int, seco
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two rounds of 1 and 8 streams; nothing is written")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all rounds of so many streams")
+    parser.add_argument("--name", default="serve", help="of the file in bench/results")
     parser.add_argument("--compiled", action="store_true", help="our server with compiled steps, too")
     asked = parser.parse_args()
     result = {"question": __doc__, "machine": measure.machine(), "base": BASE, "new_tokens": TOKENS, "streams": {}}
@@ -114,12 +116,12 @@ def main() -> None:
         result["load_started"] = os.getloadavg()[0]
         for streams, most in {1: 2, 8: 2}.items() if asked.quick else STREAMS.items():
             mine = {n: c for n, c in cases.items() if streams <= OTHERS or n.startswith("sparsight") or "batch" in n}
-            readings = rounds(mine, streams, most, SECONDS)
+            readings = rounds(mine, streams, most, asked.seconds)
             print(f"\n{streams} streams", flush=True)
             measure.tell(readings, BASE)
             result["streams"][streams] = {"load": os.getloadavg()[0], "readings": readings}
             if not asked.quick:
-                measure.save("serve", result | {"load_after": os.getloadavg()[0]})
+                measure.save(asked.name, result | {"load_after": os.getloadavg()[0]})
 
 
 def started(held: ExitStack, room: Path, compiled: bool, left_out: dict[str, str]) -> dict[str, tuple[Process, bool]]:

@@ -75,6 +75,10 @@ class SteeringTable:
         shape = Shape.of([one.program])
         self._make_room(shape)
         self.steered[row], self.shapes[row] = one, shape
+        if self.shape == steering.shape and steering.rows == 1:
+            for name, tensor in steering.b.items():
+                self.b[name][row].copy_(tensor[0])
+            return
         narrow = blank(self.shape, 1, self.sae, torch.device("cpu"))
         fill_row(narrow, 0, self.shape, one.program, one.prompt_length)
         for name, tensor in narrow.items():
