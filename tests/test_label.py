@@ -24,7 +24,7 @@ from sparsight.cli.desk import main
 from sparsight.errors import BadFile, BadInput, NoFeature
 from sparsight.label.auc import auc, with_interval
 from sparsight.label.embedded import EmbeddedLabeller
-from sparsight.label.evidence import Window
+from sparsight.label.evidence import Background, Window
 from sparsight.label.gather import Gatherer
 from sparsight.label.methods import Setting, labellers
 from sparsight.label.pieces import Pieces
@@ -432,7 +432,7 @@ def test_a_run_labels_all_and_says_how_good_the_labels_are(atlas, words, labels)
     low, middle, high, number = made.scores["detection"]
     assert (low <= middle <= high, number, made.nothing) == (True, FEATURES - 2, 0.5)
     assert made.scores["shuffled"][1] < 0.75 < middle
-    again = run(atlas, EmbeddedLabeller({}), SPEC, words)
+    again = run(atlas, EmbeddedLabeller(Background()), SPEC, words)
     assert (again.labelled, again.had) == (0, FEATURES)
 
 
@@ -454,11 +454,11 @@ def test_a_run_that_was_killed_goes_on_and_asks_about_nothing_twice(atlas, words
     monkeypatch.setattr("sparsight.label.run.TOGETHER", 4)
     whole = tmp_path / "whole"
     shutil.copytree(atlas.folder, whole)
-    run(Atlas(whole), Counting({}), SPEC, words)
+    run(Atlas(whole), Counting(Background()), SPEC, words)
     with pytest.raises(KeyboardInterrupt):
-        run(atlas, Counting({}, dies_at=9), SPEC, words)
+        run(atlas, Counting(Background(), dies_at=9), SPEC, words)
     assert list(atlas.all_labels()) == [0, 1, 3, 4, 5, 6, 7]
-    rest = Counting({})
+    rest = Counting(Background())
     made = run(atlas, rest, SPEC, words)
     assert rest.asked == [2, 8, 9, 10, 11, 12]
     assert (made.labelled, made.had, made.unsaid) == (5, 7, 1)
@@ -469,25 +469,25 @@ def test_a_run_that_was_killed_goes_on_and_asks_about_nothing_twice(atlas, words
 def test_threads_and_processes_label_as_one_does(atlas, words, tmp_path, monkeypatch):
     monkeypatch.setattr("sparsight.label.run.TOGETHER", 5)
     copies = [Atlas(shutil.copytree(atlas.folder, tmp_path / name)) for name in ("threads", "processes")]
-    run(atlas, EmbeddedLabeller({}), SPEC, words)
-    labeller = EmbeddedLabeller({})
+    run(atlas, EmbeddedLabeller(Background()), SPEC, words)
+    labeller = EmbeddedLabeller(Background())
     labeller.at_once = 3
     run(copies[0], labeller, SPEC, words)
     monkeypatch.setattr("sparsight.label.run.MANY", 1)
-    run(copies[1], EmbeddedLabeller({}), replace(SPEC, processes=2), words)
+    run(copies[1], EmbeddedLabeller(Background()), replace(SPEC, processes=2), words)
     assert plain(copies[0]) == plain(copies[1]) == plain(atlas)
 
 
 def test_only_what_is_asked_for_is_labelled_and_a_humans_word_stays_first(atlas, words):
     atlas.add([Label(3, "where the answer begins", "human")])
-    run(atlas, EmbeddedLabeller({}), SPEC, words, features=[1, 3, 5, 1], only_unlabelled=True)
+    run(atlas, EmbeddedLabeller(Background()), SPEC, words, features=[1, 3, 5, 1], only_unlabelled=True)
     assert sorted(atlas.all_labels()) == [1, 3, 5]
     assert len(atlas.labels(3)) == 1
-    run(atlas, EmbeddedLabeller({}), SPEC, words, features=[3, 4, 5], limit=1)
+    run(atlas, EmbeddedLabeller(Background()), SPEC, words, features=[3, 4, 5], limit=1)
     assert [one.method for one in atlas.labels(3)] == ["human", "embedded"]
     assert 4 not in atlas.all_labels()
     with pytest.raises(NoFeature, match="No feature 99"):
-        run(atlas, EmbeddedLabeller({}), SPEC, words, features=[1, 99])
+        run(atlas, EmbeddedLabeller(Background()), SPEC, words, features=[1, 99])
 
 
 def test_knobs_say_what_may_be():

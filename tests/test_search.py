@@ -17,7 +17,7 @@ from sparsight.atlas.draft import write_atlas
 from sparsight.atlas.entries import Document, Example, Label, Score, Statistics
 from sparsight.atlas.naming import named
 from sparsight.atlas.query import FILTERS, NAMES, NUMBERS, Filter, Query
-from sparsight.atlas.search import neighbours, rerank, search
+from sparsight.atlas.search import WEIGHTS, neighbours, rerank, search
 from sparsight.atlas.vectors import SentenceModel
 from sparsight.errors import BadFile, BadInput, Missing, NoFeature
 from sparsight.scope.features import Features
@@ -182,10 +182,21 @@ def test_meaning_finds_what_words_do_not(atlas):
     assert found(atlas, "royal throne", embedder=Concepts())[0] == 3
 
 
-def test_rankings_are_fused_by_reciprocal_rank(atlas):
+def test_rankings_are_fused_by_weighted_reciprocal_rank(atlas):
     for hit in search(atlas, "ship pirate ocean", embedder=Concepts(), ids_of=ids_of):
-        assert hit.score == pytest.approx(sum(1 / (60 + rank) for rank in hit.ranks.values()))
+        assert hit.score == pytest.approx(sum(WEIGHTS.get(name, 1) / (60 + rank) for name, rank in hit.ranks.items()))
     assert found(atlas, "ship pirate ocean", embedder=Concepts(), ids_of=ids_of)[:2] == [1, 0]
+
+
+def test_who_asks_for_several_words_is_shown_what_has_their_meaning_before_a_single_word(atlas):
+    atlas.add([
+        Label(6, "the word “harbour”", "embedded", type="single token"),
+        Label(7, "text about harbour, sailing, anchors, moorings, quays", "embedded", type="context"),
+    ])  # fmt: skip
+    assert found(atlas, "harbour") == [6, 7]
+    assert found(atlas, "harbour boats") == [7, 6]
+    atlas.add([Label(6, "the harbour", "human")])
+    assert found(atlas, "harbour boats") == [6, 7]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from engines import Threads
 from goodfire.api.chat.interfaces import ChatCompletion, StreamingChatCompletionChunk
 from starlette.testclient import TestClient
 
+from sparsight.ids import feature_uuid
 from sparsight.records import Sampling
 from sparsight.serve.app import create_app
 from sparsight.serve.catalog import Catalog
@@ -16,7 +17,7 @@ from sparsight.serve.openai import answers
 from sparsight.serve.openai.logprobs import spelled, token_bytes
 from sparsight.serve.openai.sse import event_of
 from sparsight.serve.openai.wishes import seed_of, takes_tools
-from sparsight.wire import feature_id, fingerprint, from_json, to_ember, to_json
+from sparsight.wire import fingerprint, from_json, to_ember, to_json
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_features_of_each_new_token_are_those_that_the_scope_reads(client, scope
         assert [one["index"] for one in entry["active"]][:3] == [i for i, _ in reply.codes.at(token)][:3]
         for one in entry["active"]:
             assert one["activation"] == pytest.approx(read[one["index"]], rel=1e-4)
-            assert one["id"] == feature_id(scope.sae.fingerprint, one["index"])
+            assert one["id"] == feature_uuid(scope.sae.fingerprint, one["index"])
             assert one["label"] == scope.features.labels.get(one["index"])
         assert {5, 11} & read.keys() <= {one["index"] for one in entry["active"]}
     chunks = events(client, features={"top_k": 3, "include": [5, 11]})

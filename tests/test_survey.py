@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from sparsight.sae.codes import Codes
 from sparsight.sae.sae import SparseAutoEncoder
 from sparsight.scope.load import load
 from sparsight.scope.scope import Scope
-from sparsight.survey import company, finish
+from sparsight.survey import company
 from sparsight.survey.directions import directions
 from sparsight.survey.flags import flags
 from sparsight.survey.keep import LAST, Kept, Windows
@@ -380,35 +381,88 @@ def test_a_quantile_is_within_the_sketchs_error(values):
 # ── killed, and several ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def forked(task):
-    """How a child process ends that does this."""
-    child = os.fork()
-    if not child:
-        try:
-            task()
-        finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1]
+VICTIMS = """
+import json, os, signal, sys
+source, tokenizer, here = sys.argv[1:]
+sys.path.insert(0, here)
+import conftest, torch
+from transformers import PreTrainedTokenizerFast
+from sparsight.corpus import CorpusSpec
+from sparsight.lm.lm import ObservableLanguageModel
+from sparsight.scope.scope import Scope
+from sparsight.survey import finish
+from sparsight.survey.spec import SurveySpec
+from sparsight.survey.survey import survey
 
+lm = ObservableLanguageModel(
+    conftest.llama(torch.float64), tokenizer=PreTrainedTokenizerFast.from_pretrained(tokenizer)
+)
+scope = Scope(lm, conftest.random_sae(dtype=torch.float64).altered())
 
-def killed_after(count):
-    """A listener that ends its process without a word when it has heard so much."""
-    heard = []
-
+def run(to, spec, rank=0, world=1, messages=None, feature=None):
+    heard, real = [], finish.Features._statistics
     def tell(progress):
         heard.append(progress)
-        if len(heard) == count:
+        if len(heard) == messages:
             os.kill(os.getpid(), signal.SIGKILL)
+    def deadly(self, number, of):
+        return os.kill(os.getpid(), signal.SIGKILL) if number == feature else real(self, number, of)
+    finish.Features._statistics = deadly
+    survey(scope, CorpusSpec(source), SurveySpec(**spec), to, tell, rank=rank, world=world)
 
-    return tell
+for line in sys.stdin:
+    children = []
+    for one in json.loads(line):
+        child = os.fork()
+        if not child:
+            try:
+                run(**one)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+"""
 
 
-def test_killed_again_and_again_it_ends_with_the_same_atlas(scope64, corpus, made, tmp_path):
-    spec = SurveySpec(**SMALL, log_tokens=None)
+class Victims:
+    """A process that runs no other threads, and so may fork: its children survey, and die when they are told to."""
+
+    def __init__(self, corpus, tokenizer, folder):
+        tokenizer.save_pretrained(folder)
+        words = [corpus.source, folder, Path(__file__).parent]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, "-c", VICTIMS, *map(str, words)]
+        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def begin(self, *children):
+        """messages: of progress, after which a child dies; feature: before whose statistics it does."""
+        told = [child | {"to": str(child["to"])} for child in children]
+        self.process.stdin.write(json.dumps(told) + "\n")
+        self.process.stdin.flush()
+
+    def end(self):
+        """How the children ended: their exit codes."""
+        return json.loads(self.process.stdout.readline())
+
+    def ended(self, **child):
+        self.begin(child)
+        return self.end()[0]
+
+
+@pytest.fixture(scope="module")
+def victims(corpus, tokenizer, tmp_path_factory):
+    made = Victims(corpus, tokenizer, tmp_path_factory.mktemp("victims"))
+    with made.process:
+        yield made
+        made.process.stdin.close()
+
+
+def test_killed_again_and_again_it_ends_with_the_same_atlas(victims, scope64, corpus, made, tmp_path):
+    knobs = SMALL | {"log_tokens": None}
+    spec = SurveySpec(**knobs)
     for count in (3, 1, 6, 9):
-        dies = killed_after(count)
-        status = forked(lambda dies=dies: survey(scope64, corpus, spec, tmp_path / "atlas", dies))
-        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert victims.ended(to=tmp_path / "atlas", spec=knobs, messages=count) == -signal.SIGKILL
         with pytest.raises(BadFile, match="is missing; its survey is not done: the same command goes on"):
             Atlas(tmp_path / "atlas")
     with (tmp_path / "atlas" / "part-0000" / "tokens.bin").open("ab") as file:
@@ -423,34 +477,20 @@ def test_killed_again_and_again_it_ends_with_the_same_atlas(scope64, corpus, mad
     }
 
 
-def test_killed_while_the_atlas_is_written_it_writes_it_again(scope64, corpus, made, tmp_path, monkeypatch):
-    real = finish.Features._statistics
-
-    def deadly(self, feature, of):
-        return os.kill(os.getpid(), signal.SIGKILL) if feature == 100 else real(self, feature, of)
-
-    spec = SurveySpec(**SMALL, log_tokens=None)
-    monkeypatch.setattr(finish.Features, "_statistics", deadly)
-    assert os.WTERMSIG(forked(lambda: survey(scope64, corpus, spec, tmp_path / "atlas"))) == signal.SIGKILL
-    monkeypatch.undo()
-    survey(scope64, corpus, spec, tmp_path / "atlas")
+def test_killed_while_the_atlas_is_written_it_writes_it_again(victims, scope64, corpus, made, tmp_path):
+    knobs = SMALL | {"log_tokens": None}
+    assert victims.ended(to=tmp_path / "atlas", spec=knobs, feature=100) == -signal.SIGKILL
+    survey(scope64, corpus, SurveySpec(**knobs), tmp_path / "atlas")
     assert tables(tmp_path / "atlas") == tables(made.folder)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_several_processes_write_the_atlas_of_one(scope64, corpus, made, tmp_path, world):
-    spec = SurveySpec(**SMALL, log_tokens=None)
-    children = []
-    for rank in range(1, world):
-        child = os.fork()
-        if not child:
-            try:
-                survey(scope64, corpus, spec, tmp_path / "atlas", rank=rank, world=world)
-            finally:
-                os._exit(0)
-        children.append(child)
-    survey(scope64, corpus, spec, tmp_path / "atlas", rank=0, world=world)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+def test_several_processes_write_the_atlas_of_one(victims, scope64, corpus, made, tmp_path, world):
+    knobs = SMALL | {"log_tokens": None}
+    others = [{"to": tmp_path / "atlas", "spec": knobs, "rank": rank, "world": world} for rank in range(1, world)]
+    victims.begin(*others)
+    survey(scope64, corpus, SurveySpec(**knobs), tmp_path / "atlas", rank=0, world=world)
+    assert victims.end() == [0] * len(others)
     one, other = tables(tmp_path / "atlas"), tables(made.folder)
     del one["feature"], other["feature"]  # whose top tokens are within their bound, but need not be the same
     assert dict(one.pop("about")) | {"settings": ""} == dict(other.pop("about")) | {"settings": ""}
@@ -461,8 +501,9 @@ def test_several_processes_write_the_atlas_of_one(scope64, corpus, made, tmp_pat
         assert dataclasses.replace(a, top_tokens=(), flags=()) == dataclasses.replace(b, top_tokens=(), flags=())
 
 
-def test_a_folder_of_another_survey_is_refused(scope64, lm64, corpus, made, tmp_path):
-    knobs = SurveySpec(**SMALL, log_tokens=None)
+def test_a_folder_of_another_survey_is_refused(victims, scope64, lm64, corpus, made, tmp_path):
+    small = SMALL | {"log_tokens": None}
+    knobs = SurveySpec(**small)
     again = survey(scope64, corpus, dataclasses.replace(knobs, checkpoint=5.0, ahead=0), made.folder)
     assert again.about == made.about
     with pytest.raises(Mismatch, match="of a survey with top 20, not 10: write into another folder"):
@@ -470,7 +511,7 @@ def test_a_folder_of_another_survey_is_refused(scope64, lm64, corpus, made, tmp_
     other = Scope(lm64, random_sae(dtype=torch.float64, seed=3))
     with pytest.raises(Mismatch, match="of a survey with sae"):
         survey(other, corpus, knobs, made.folder)
-    forked(lambda: survey(scope64, corpus, knobs, tmp_path / "atlas", killed_after(3)))
+    assert victims.ended(to=tmp_path / "atlas", spec=small, messages=3) == -signal.SIGKILL
     with pytest.raises(Mismatch, match="part-0000' is of a survey with window 24, not 5"):
         survey(scope64, corpus, dataclasses.replace(knobs, window=5), tmp_path / "atlas")
     (tmp_path / "atlas" / "part-0000" / "state.safetensors").write_bytes(b"junk")

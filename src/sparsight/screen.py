@@ -20,6 +20,7 @@ from sparsight.wire import to_json
 
 # Weak to strong. Letters and ground are set together, so that they can be read on dark and light screens alike.
 TINTS = ("white on #4a3c08", "white on #6b540a", "white on #8f6c0a", "black on #c8960c", "black on #ffc21a")
+SHORT = 40  # characters of a label beside others
 OFF = 0.1  # of the L0 that was asked for: more is worth a word
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
@@ -113,8 +114,9 @@ def named(scope: Any, pairs: Iterable[tuple[int, float]]) -> Text:
 
 
 def labelled(labels: Mapping[int, str], feature: int) -> str:
-    """A feature's index, and its label where it has one."""
-    return f"{feature} {shown(labels[feature])}" if feature in labels else str(feature)
+    """A feature's index, and the beginning of its label where it has one."""
+    label = shown(labels.get(feature, ""))
+    return f"{feature} {label if len(label) <= SHORT else label[: SHORT - 1].rstrip() + '…'}".rstrip()
 
 
 def show_comparison(out: Any) -> str:

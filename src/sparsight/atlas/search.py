@@ -3,9 +3,11 @@
 Every way of looking gives a ranking: labels whose words fit (bm25 of SQLite's FTS5), labels whose meaning is near
 (cosine of sentence vectors), features that fire on the words themselves. They are fused by reciprocal rank:
 
-    score(feature) = sum over rankings of 1 / (60 + its rank there)
+    score(feature) = sum over rankings of weight / (60 + its rank there)
 
 (Cormack, Clarke and Büttcher 2009: Reciprocal rank fusion outperforms Condorcet and individual rank learning methods.)
+Several words ask for what they mean together: then features that are known by single tokens come after others that fit
+as well.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from sparsight.errors import BadInput
 from sparsight.records import Progress
 
 FUSED = 60  # the constant of reciprocal rank fusion
+WEIGHTS = {"tokens": 0.25}  # of rankings; of all others 1
 DEEP = 200  # how many of each ranking are fused
+TOKENS = ("single token", "word family", "words", "phrase")  # types of labels of single tokens
+TOKEN = 0.8  # what a feature counts for that has such a label, where several words are asked for
 WORDS = 32  # of a query that are looked for
 FILLERS = frozenset(
     re.findall(
@@ -84,7 +89,10 @@ def search(
         rankings |= _by_text(atlas, asked.text, allowed, embedder, ids_of, tell)
     if not rankings:
         rankings = {"": ordered}
-    return _told(atlas, _fused(rankings, allowed, max(k, DEEP))[:k])
+    hits = _fused(rankings, allowed, max(k, DEEP))
+    if len(said_words(asked.text)) > 1:
+        hits = _meant_together(atlas, hits)
+    return _told(atlas, hits[:k])
 
 
 def neighbours(
@@ -221,10 +229,23 @@ def _fused(rankings: Mapping[str, Sequence[int]], allowed: np.ndarray | None, de
     for name, features in rankings.items():
         features = [f for f in features if allowed is None or allowed[f]][:deep]
         for rank, feature in enumerate(features, 1):
-            score[feature] = score.get(feature, 0.0) + 1 / (FUSED + rank)
+            score[feature] = score.get(feature, 0.0) + WEIGHTS.get(name, 1.0) / (FUSED + rank)
             if name:
                 ranks.setdefault(feature, {})[name] = rank
     return [Hit(f, score[f], ranks=ranks.get(f, {})) for f in sorted(score, key=lambda f: (-score[f], f))]
+
+
+def _meant_together(atlas: Atlas, hits: Sequence[Hit]) -> list[Hit]:
+    """With those after others that fit as well whose labels are all of single tokens."""
+    marks, types = ", ".join("?" * len(hits)), ", ".join("?" * len(TOKENS))
+    rows = atlas.rows(
+        f"SELECT feature FROM label WHERE feature IN ({marks}) GROUP BY feature HAVING min(type IN ({types})) = 1",
+        *(hit.feature for hit in hits),
+        *TOKENS,
+    )
+    single = {feature for (feature,) in rows}
+    weighed = [replace(hit, score=hit.score * TOKEN) if hit.feature in single else hit for hit in hits]
+    return sorted(weighed, key=lambda hit: (-hit.score, hit.feature))
 
 
 def _best(values: np.ndarray, k: int) -> np.ndarray:

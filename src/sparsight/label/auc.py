@@ -7,6 +7,8 @@ Where scores are only yes and no this is the balanced accuracy; whoever always s
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Float
 
@@ -64,6 +66,7 @@ def mean_with_interval(values: Scores, documents: np.ndarray, draws: int, seed: 
     return Score(value, float(low), float(high), len(values))
 
 
+@lru_cache(4)  # the same documents are drawn for each score of a feature
 def _drawn(many: int, draws: int, seed: int) -> Float[np.ndarray, "draw document"]:
     """How often each of so many documents is in each bootstrap draw."""
     which = np.random.default_rng(seed).integers(many, size=(draws, many)) + many * np.arange(draws)[:, None]

@@ -19,7 +19,8 @@ class Window:
     feature's activation (0 where it is silent), and its records.Kind bits. focus: the token of the peak where it
     fires; where it is silent, the token that could have been one. why: "top" or "sample" of where it fires; where it
     is silent "random", "near miss" (its own token, yet silent) or "neighbour" (a feature with a like direction fires).
-    start: how many tokens of the document are before it.
+    start: how many tokens of the document are before it. earlier: the words, in lower case, that the document has
+    before it; later: those that come after it, up to the end of the turn that its last token belongs to.
     """
 
     pieces: tuple[str, ...]
@@ -31,6 +32,8 @@ class Window:
     document: int
     language: str | None = None
     start: int = 0
+    earlier: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
 
     @property
     def fires(self) -> bool:
@@ -47,8 +50,9 @@ class Evidence:
 
     firing: strongest first. silent: of all three kinds. above, below: the texts of the tokens that its decoder
     direction makes likelier and less likely, strongest first; words: the texts of the tokens that it fires on most
-    in those documents, with their share of its activations above zero there. roles: {role: share of all tokens};
-    languages likewise.
+    in those documents, with their share of its activations above zero there. covers: {token without case and space:
+    share of its places in those documents where the feature fires}. roles: {role: share of all tokens}; languages
+    likewise.
     """
 
     feature: int
@@ -58,8 +62,18 @@ class Evidence:
     above: tuple[tuple[str, float], ...] = ()
     below: tuple[tuple[str, float], ...] = ()
     words: tuple[tuple[str, float], ...] = ()
+    covers: Mapping[str, float] = field(default_factory=dict)
     roles: Mapping[str, float] = field(default_factory=dict)
     languages: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Background:
+    """The text at large. words: {word: share of random places that have it before them}; later: {word: share that have
+    it in the rest of their turn}."""
+
+    words: Mapping[str, float] = field(default_factory=dict)
+    later: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,17 @@ from jaxtyping import Int
 from sparsight.atlas.atlas import Atlas
 from sparsight.atlas.entries import Example, Statistics
 from sparsight.label import words as text
-from sparsight.label.evidence import Evidence, HeldOut, Window
+from sparsight.label.evidence import Background, Evidence, HeldOut, Window
 from sparsight.label.pieces import Pieces
+from sparsight.label.said import Said
 from sparsight.label.spec import LabelSpec
 
 DRAWN = 6  # places that are drawn for each silent window, as many will not do
 NEIGHBOURS = 6  # of the nearest by decoder cosine
 SPOKEN = 32  # tokens that it fires on
 BACKGROUND = 3_000  # windows that words are counted in
+AT_ONCE = 64  # features whose places are kept at hand: they are shown first, and scored some features later
+SAID = 2_048  # documents whose words are kept at hand
 HARD = 0.25  # of silent windows that are near misses, and likewise of those beside a neighbour
 LEAST_LIKELY_SILENT = 0.9  # without a log: the chance that a random window is silent, at least
 
@@ -60,8 +63,9 @@ class Gatherer:
         logged = np.zeros(len(self.starts), bool)
         logged[slice(None) if log is None else log.documents] = True
         self.logged, self.held_out = logged, held_out
-        self._kinds = lru_cache(4096)(self._kinds_of)
         self._log = lru_cache(1024)(self._log_of)
+        self._said = lru_cache(SAID)(self._said_in)
+        self._firing = lru_cache(AT_ONCE)(self._firing_of)
         self._halves: dict[bool, Half] = {}
         self._by_token: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -73,37 +77,40 @@ class Gatherer:
         rng = np.random.default_rng([self.spec.seed, feature, 0])
         top = [e.at for e in firing.examples if e.top and not e.held_out][: (self.spec.firing + 1) // 2]
         fair = self._fair(firing, False, self.spec.firing - len(top), rng, taken=top)
-        windows = [self._window(at, why, firing) for why, ats in (("top", top), ("sample", fair)) for at in ats]
+        windows = self._windows([(at, why) for why, ats in (("top", top), ("sample", fair)) for at in ats], firing)
         windows.sort(key=lambda w: -max(w.values))
         pairs = statistics.top_logits, statistics.bottom_logits, self._spoken(firing)
         above, below, words = map(self.pieces.texts, pairs)
         silent = self._silent(statistics, firing, windows, False, self.spec.silent, rng)
-        return Evidence(feature, statistics, tuple(windows), silent, above, below, words, self.roles, self.spoken)
+        covers = self._covers(pairs[2], firing)
+        return Evidence(
+            feature, statistics, tuple(windows), silent, above, below, words, covers, self.roles, self.spoken
+        )
 
     def held_out_of(self, feature: int) -> HeldOut:
         """What its label is scored on. Raises NoFeature."""
         statistics, firing = self.atlas.statistics(feature), self._firing(feature)
         rng = np.random.default_rng([self.spec.seed, feature, 1])
         number = self.spec.held_out
-        windows = [self._window(at, "sample", firing) for at in self._fair(firing, True, number, rng)]
+        windows = self._windows([(at, "sample") for at in self._fair(firing, True, number, rng)], firing)
         return HeldOut(feature, tuple(windows), self._silent(statistics, firing, windows, True, number, rng))
 
-    def background(self) -> dict[str, float]:
-        """{word: share of random windows that have it}, of the documents that are not held out."""
+    def background(self) -> Background:
+        """What is said at random places of the documents that are not held out."""
         rng = np.random.default_rng([self.spec.seed])
-        counts: Counter[str] = Counter()
-        places = self._random(False, BACKGROUND, rng) if len(self._half(False).documents) else []
-        for at in places:
-            number = self.atlas.document_of(int(at))
-            start = int(self.starts[number])
-            lo, hi = max(int(at) - self.spec.before, start), int(at) + 1
-            roles = tuple(self._kinds(number)[lo - start : hi - start].tolist())
-            counts.update({word for _, word in text.words(self.pieces(self.atlas.tokens[lo:hi].tolist()), roles)})
-        return {word: n / len(places) for word, n in counts.items() if n > 1}
+        places = self._random(False, BACKGROUND, rng) if len(self._half(False).documents) else np.zeros(0, np.int64)
+        words: Counter[str] = Counter()
+        later: Counter[str] = Counter()
+        for at, number in zip(places.tolist(), self._document_of(places).tolist(), strict=True):
+            said, after = self._said(number), at + 1 - int(self.starts[number])
+            words.update(said.earlier(after))
+            later.update(said.later(after))
+        shares = ({word: n / len(places) for word, n in each.items() if n > 1} for each in (words, later))
+        return Background(*shares)
 
     # ── where it fires ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _firing(self, feature: int) -> Firing:
+    def _firing_of(self, feature: int) -> Firing:
         return Firing(*self._log(feature), self.atlas.examples(feature))
 
     def _log_of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +126,20 @@ class Gatherer:
         ids, counts = np.unique(self.atlas.tokens[at], return_counts=True)
         order = np.argsort(-counts, kind="stable")[:SPOKEN]
         return [(int(ids[i]), float(counts[i] / len(at))) for i in order]
+
+    def _covers(self, spoken: Sequence[tuple[int, float]], firing: Firing) -> dict[str, float]:
+        """{token without case and space: share of its places where the feature fires}; empty without a log."""
+        if self.log is None or not spoken:
+            return {}
+        fires = int((~self.held_out[self._document_of(firing.places)]).sum())
+        _, ids = self._index(False)
+        places: Counter[str] = Counter()
+        fired: Counter[str] = Counter()
+        for id, share in spoken:
+            name, (first, last) = text.folded(self.pieces.one(id)), np.searchsorted(ids, [id, id + 1])
+            places[name] += int(last - first)
+            fired[name] += round(share * fires)
+        return {name: min(fired[name] / n, 1.0) for name, n in places.items() if n}
 
     def _fair(
         self, firing: Firing, held_out: bool, number: int, rng: np.random.Generator, taken: Iterable[int] = ()
@@ -165,7 +186,7 @@ class Gatherer:
             out += [(at, why) for at in found]
         random = self._quiet(self._random(held_out, DRAWN * number, rng), firing)
         out += [(at, "random") for at in self._apart(random, number - len(out), (at for at, _ in out))]
-        return tuple(self._window(at, why, firing) for at, why in out)
+        return tuple(self._windows(out, firing))
 
     def _random(self, held_out: bool, number: int, rng: np.random.Generator) -> np.ndarray:
         """Places anywhere in the documents of one half."""
@@ -180,9 +201,9 @@ class Gatherer:
             return np.zeros(0, np.int64)
         places, ids = self._index(held_out)
         drawn = []
-        for window in [*shown] * 2:
-            id = window.ids[window.focus]
-            first, last = np.searchsorted(ids, [id, id + 1])
+        own = np.array([window.ids[window.focus] for window in shown], np.int64)
+        bounds = [*zip(*(np.searchsorted(ids, own + i).tolist() for i in (0, 1)), strict=True)]
+        for first, last in bounds * 2:
             if last > first:
                 drawn.append(places[rng.integers(first, last, 4)])
         return rng.permutation(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
@@ -209,22 +230,32 @@ class Gatherer:
 
     # ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _window(self, at: int, why: Any, firing: Firing) -> Window:
-        number = int(self._document_of(np.array([at]))[0])
-        start = int(self.starts[number])
-        lo = max(at - self.spec.before, start)
-        hi = min(at + self.spec.after + 1, start + int(self.lengths[number]))
+    def _windows(self, places: Sequence[tuple[int, Any]], firing: Firing) -> list[Window]:
+        """Around (place, why) each."""
+        at = np.array([place for place, _ in places], np.int64)
+        numbers = self._document_of(at)
+        starts = self.starts[numbers]
+        lo = np.maximum(at - self.spec.before, starts)
+        hi = np.minimum(at + self.spec.after + 1, starts + self.lengths[numbers])
+        first, last = np.searchsorted(firing.places, [lo, hi])
+        spans = np.stack([numbers, starts, lo, hi, first, last], axis=1).tolist()
+        return [self._window(place, span, firing) for place, span in zip(places, spans, strict=True)]
+
+    def _window(self, place: tuple[int, Any], span: Sequence[int], firing: Firing) -> Window:
+        """span: its document's number and first token; its own first token and one past the last; likewise of the
+        fires among them."""
+        (at, why), (number, start, lo, hi, first, last) = place, span
         if self.log is not None and self.logged[number]:
             values = np.zeros(hi - lo, np.float32)
-            first, last = np.searchsorted(firing.places, [lo, hi])
             values[firing.places[first:last] - lo] = firing.values[first:last]
         else:
             lo, hi, values = self._told(at, lo, hi, firing)
-        ids = tuple(self.atlas.tokens[lo:hi].tolist())
-        roles = tuple(self._kinds(number)[lo - start : hi - start].tolist())
-        focus = int(values.argmax()) if values.any() else at - lo
-        return Window(self.pieces(ids), ids, tuple(values.tolist()), roles, focus, why, number,
-                      self.languages[number], lo - start)  # fmt: skip
+        focus = int(values.argmax())
+        focus = focus if values[focus] > 0 else at - lo
+        said, lo, hi = self._said(number), lo - start, hi - start
+        ids = tuple(self.atlas.tokens[lo + start : hi + start].tolist())
+        return Window(said.pieces[lo:hi], ids, tuple(values.tolist()), said.roles[lo:hi], focus, why, number,
+                      self.languages[number], lo, said.earlier(lo), said.later(hi))  # fmt: skip
 
     def _told(self, at: int, lo: int, hi: int, firing: Firing) -> tuple[int, int, np.ndarray]:
         """A window of a document that is not in the log, as far as an example tells of it."""
@@ -262,9 +293,11 @@ class Gatherer:
             self._by_token[held_out] = places[order], ids[order].astype(np.int64)
         return self._by_token[held_out]
 
-    def _kinds_of(self, number: int) -> np.ndarray:
-        roles = self.atlas.document(number).roles
-        return np.repeat(np.array([kind for _, kind in roles], np.int64), [n for n, _ in roles])
+    def _said_in(self, number: int) -> Said:
+        start = int(self.starts[number])
+        ids = self.atlas.tokens[start : start + int(self.lengths[number])].tolist()
+        roles = tuple(kind for n, kind in self.atlas.document(number).roles for _ in range(n))
+        return Said.of(self.pieces(ids), roles)
 
     @cached_property
     def roles(self) -> dict[str, float]:

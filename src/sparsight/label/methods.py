@@ -31,8 +31,8 @@ def embedded(setting: Setting) -> tuple[Labeller, None]:
     from sparsight.label.embedded import EmbeddedLabeller
     from sparsight.label.gather import Gatherer
 
-    words = Gatherer(setting.atlas, setting.tokenizer, setting.spec).background()
-    return EmbeddedLabeller(words, setting.spec.unclear_below), None
+    background = Gatherer(setting.atlas, setting.tokenizer, setting.spec).background()
+    return EmbeddedLabeller(background, setting.spec.unclear_below), None
 
 
 labellers: dict[str, Make] = {"embedded": embedded, "subject": subject, "openai": openai, "anthropic": anthropic}

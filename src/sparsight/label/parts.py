@@ -8,6 +8,7 @@ token's own document from the counts: else what was seen once would predict itse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,25 +16,29 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from sparsight.label.sheet import Keys, Sheet
+from sparsight.label.sheet import Keys, Sheet, Spans
 
 SHRINK = 2.0  # tokens that the coarser table counts for
 PRIOR = 60.0  # windows of the text at large that the silent ones are mixed with
 PSEUDO = 0.3  # windows with and without each word, that nobody saw
 SURE = 1.8  # standard errors that a word's log-odds are from zero, at least
-KEPT = {"ngrams": 60, "folded": 60, "words": 30, "next": 30}
+NAMED = 2.2  # the same, for it to be named
+LIFT, LIFT_OF_SHORT = 2.0, 5.0  # times as often as elsewhere, for it to be named: function words seldom are
+SHORT = 3  # letters, below which a word is short
+KEPT = {"ngrams": 60, "folded": 60, "words": 30, "later": 30, "next": 30}
 FEW = 16  # entries of any other table
 
 
 @dataclass(frozen=True)
 class Part:
     """score: log-odds of each token over the base rate, its document left out. tables: what a Rule has by these names,
-    over zero: the log-odds of what is in no table, which is those of most tokens."""
+    over zero: the log-odds of what is in no table, which is those of most tokens. telling: of words, p log(p / q): what
+    each adds to telling the feature's windows, p of which have it, from the text at large, where it is q."""
 
     score: Float[np.ndarray, " token"]
     tables: dict[str, dict[Any, float]]
     zero: float = 0.0
-    sure: Mapping[str, float] = field(default_factory=dict)  # of words: standard errors from zero
+    telling: Mapping[str, float] = field(default_factory=dict)
 
 
 def logit(p: Any) -> Any:
@@ -50,7 +55,7 @@ class Counter:
         self.all = np.bincount(keys, minlength=number).astype(np.float64)
         self.fired = np.bincount(keys, fires, minlength=number)
         documents = int(sheet.group.max(initial=0)) + 1
-        _, own = np.unique(keys * documents + sheet.document, return_inverse=True)
+        own = keys * documents + sheet.document
         self.others = self.all[keys] - np.bincount(own)[own]
         self.others_fired = self.fired[keys] - np.bincount(own, fires)[own]
 
@@ -110,27 +115,30 @@ def ngrams(sheet: Sheet) -> Part:
         at = np.array(shown)
         room = sheet.first[sheet.window[at]] + n - 1 <= at  # as long as it says it is
         by_token = whole[keys.of]
-        matter, weights = (abs(told) * np.sqrt(counts.all)).tolist(), (weights - logit(base) - zero).tolist()
-        found += [(matter[i], n, shown[i], weights[i]) for i in np.nonzero(room & (abs(told) > 0.1))[0].tolist()]
-    found.sort(key=lambda one: (-one[0], one[1], one[2]))
-    tables["ngrams"] = {tuple(sheet.pieces[at + 1 - n : at + 1]): w for _, n, at, w in found[: KEPT["ngrams"]]}
+        weights = weights - logit(base) - zero
+        few = np.nonzero(room & (abs(told) > 0.1))[0]
+        found.append(np.stack([abs(told[few]) * np.sqrt(counts.all[few]), np.full(len(few), n), at[few], weights[few]]))
+    matter, n, at, weights = np.concatenate(found, axis=1)
+    kept = np.lexsort((at, n, -matter))[: KEPT["ngrams"]]
+    rows = zip(n[kept].astype(int).tolist(), at[kept].astype(int).tolist(), weights[kept].tolist(), strict=True)
+    tables["ngrams"] = {tuple(sheet.pieces[at + 1 - n : at + 1]): weight for n, at, weight in rows}
     return Part(logit(score) - logit(base), tables, zero)
 
 
-def words(sheet: Sheet, background: Mapping[str, float]) -> Part:
-    """What was said before it. background: {word: share of windows of the text at large that have it}."""
-    (at, which), fires_in = sheet.words, sheet.fires_in
-    if not which:
-        return Part(np.zeros(len(sheet)), {"words": {}})
-    keys = Keys(which)
-    window, end = at[:, 0], at[:, 1]
-    seen = end <= sheet.focus[window]
+def words(sheet: Sheet, name: str, spans: Spans, background: Mapping[str, float]) -> Part:
+    """What was said before it, or comes after. background: {word: share of the text at large that has it there}."""
+    keys, fires_in = spans.keys, sheet.fires_in
+    if not keys.names:
+        return Part(np.zeros(len(sheet)), {name: {}})
+    window, start, stop = spans.at
+    focus = sheet.focus[window]
+    seen = (start <= focus) & (focus < stop)
     firing, silent = (seen & fires_in[window]), (seen & ~fires_in[window])
     size, documents = len(keys.names), int(sheet.group.max()) + 1
     prior = PRIOR if background else 0.0
     text = prior * np.array([background.get(str(word), 0.0) for word in keys.names])
     counts = []  # (with the word, of windows) where it fires and where it is silent; then each without the document's
-    _, own = np.unique(keys.of * documents + sheet.group[window], return_inverse=True)
+    own = keys.of * documents + sheet.group[window]
     for mine, windows, more, of in ((firing, fires_in, 0.0, 0.0), (silent, ~fires_in, text, prior)):
         have = np.bincount(keys.of, mine, minlength=size) + more
         total = windows.sum() + of
@@ -140,16 +148,14 @@ def words(sheet: Sheet, background: Mapping[str, float]) -> Part:
     delta, sure = _log_odds(counts[0][0], counts[0][1], counts[1][0], counts[1][1])
     left_out, left_sure = _log_odds(counts[0][2], counts[0][3], counts[1][2], counts[1][3])
     weight = np.where(abs(left_sure) >= SURE, left_out, 0.0)
-    steps = np.bincount(end, weight, minlength=len(sheet))
-    running = steps.cumsum()
-    score = running - np.where(sheet.first > 0, running[sheet.first - 1], 0.0)[sheet.window]
-    kept = [i for i in np.argsort(-abs(sure), kind="stable") if abs(sure[i]) >= SURE][: KEPT["words"]]
-    return Part(
-        score,
-        {"words": {str(keys.names[i]): float(delta[i]) for i in kept}},
-        0.0,
-        {str(keys.names[i]): float(sure[i]) for i in kept if delta[i] > 0},
-    )
+    score = sheet.summed(spans, weight)
+    kept = [i for i in np.argsort(-abs(sure), kind="stable") if abs(sure[i]) >= SURE][: KEPT[name]]
+    share, usual = ((have + PSEUDO / 2) / (total + PSEUDO) for have, total in (counts[0][:2], counts[1][:2]))
+    lift = share / usual
+    least = np.where([len(str(word)) < SHORT for word in keys.names], LIFT_OF_SHORT, LIFT)
+    named = np.nonzero((sure >= NAMED) & (lift >= least))[0]
+    telling = {str(keys.names[i]): float(share[i] * math.log(lift[i])) for i in named}
+    return Part(score, {name: {str(keys.names[i]): float(delta[i]) for i in kept}}, 0.0, telling)
 
 
 def _log_odds(yes: Any, of: Any, no: Any, of_no: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,12 @@
 """A label as a rule that runs: how likely the feature fires at each token of a window, from its text alone.
 
-    logit(t) = bias + ngrams(t) + shapes(t) + words(t) + places(t) + next(t) + languages
+    logit(t) = bias + ngrams(t) + shapes(t) + words(t) + later(t) + places(t) + next(t) + languages
 
 ngrams is the weight of the longest known run of tokens that ends at t, else of the token without its case and space
-("folded"), as in Foote et al. 2023, Neuron to Graph (arXiv 2305.19911); words the sum over the words that the window
-has up to t. The others are a table each: what the token looks like, whose turn it stands in and how far from its
-start, which token follows, the document's language. What is in no table weighs nothing.
+("folded"), as in Foote et al. 2023, Neuron to Graph (arXiv 2305.19911); words the sum over the words that the text
+has up to t; later over those that its turn has after t. The others are a table each: what the token looks like, whose
+turn it stands in and how far from its start, which token follows, the document's language. What is in no table weighs
+nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from sparsight.errors import BadFile
 from sparsight.label.evidence import Window
-from sparsight.label.words import folded, places, shape, words
+from sparsight.label.sheet import Keys, Sheet, Spans
+from sparsight.label.words import folded, places, shape, so_far, to_come
 
-TABLES = ("folded", "shapes", "words", "places", "next", "languages")
+TABLES = ("folded", "shapes", "words", "later", "places", "next", "languages")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Rule:
     folded: Mapping[str, float] = field(default_factory=dict)
     shapes: Mapping[str, float] = field(default_factory=dict)
     words: Mapping[str, float] = field(default_factory=dict)
+    later: Mapping[str, float] = field(default_factory=dict)
     places: Mapping[str, float] = field(default_factory=dict)
     next: Mapping[str, float] = field(default_factory=dict)
     languages: Mapping[str, float] = field(default_factory=dict)
@@ -69,9 +75,11 @@ class Rule:
         if self.next:
             after = [self.next.get(folded(piece), 0.0) for piece in pieces[1:]]
             scores = [score + weight for score, weight in zip(scores, [*after, 0.0], strict=True)]
-        if self.words:
-            self._add_words(window, scores)
-        return [1 / (1 + math.exp(-max(min(score, 50.0), -50.0))) for score in scores]
+        for table, spans in ((self.words, so_far), (self.later, to_come)):
+            for word, first, stop in zip(*spans(window), strict=True) if table else ():
+                if (weight := table.get(word)) is not None:
+                    scores[first:stop] = [score + weight for score in scores[first:stop]]
+        return [1 / (1 + math.exp(-max(min(round(score, 9), 50.0), -50.0))) for score in scores]
 
     @cached_property
     def _longest(self) -> dict[str, int]:
@@ -87,11 +95,33 @@ class Rule:
                 return weight
         return self.folded.get(folded(pieces[at]), 0.0)
 
-    def _add_words(self, window: Window, scores: list[float]) -> None:
-        """Each known word counts from its last token on, once."""
-        seen: set[str] = set()
-        for last, word in words(window.pieces, window.roles):
-            if (weight := self.words.get(word)) is not None and word not in seen:
-                seen.add(word)
-                for i in range(last, len(scores)):
-                    scores[i] += weight
+    def on(self, sheet: Sheet) -> Float[np.ndarray, " token"]:
+        """The same as activations, of many windows at once."""
+        score = np.full(len(sheet), self.bias)
+        if self.ngrams or self.folded:
+            score += self._ngrams_on(sheet)
+        for name in ("shapes", "places", "next", "languages"):
+            if table := getattr(self, name):
+                known = {k: w for k, w in table.items() if k or name != "next"}  # "": past a window's end
+                score += _looked_up(known, getattr(sheet, name))
+        for table, name in ((self.words, "words"), (self.later, "later")):
+            if table:
+                spans: Spans = getattr(sheet, name)
+                score += sheet.summed(spans, _looked_up(table, spans.keys))
+        return 1 / (1 + np.exp(-np.clip(score.round(9), -50.0, 50.0)))
+
+    def _ngrams_on(self, sheet: Sheet) -> Float[np.ndarray, " token"]:
+        score = _looked_up(self.folded, sheet.folded)
+        number = sheet.exact.number
+        known = [pieces for pieces in self.ngrams if all(piece in number for piece in pieces)]
+        for pieces in sorted(known, key=len):  # the longest counts
+            (at,) = np.nonzero(sheet.exact.of == number[pieces[-1]])
+            for back, piece in enumerate(reversed(pieces[:-1]), 1):
+                at = at[sheet.before(back)[at] == number[piece]]
+            score[at] = self.ngrams[pieces]
+        return score
+
+
+def _looked_up(table: Mapping[Any, float], keys: Keys) -> np.ndarray:
+    """Of each key its weight, 0 where the table has none."""
+    return np.array([table.get(name, 0.0) for name in keys.names], np.float64)[keys.of]

@@ -16,19 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 
 from sparsight.atlas.entries import Label, Score
-from sparsight.label.auc import auc, mean_with_interval, with_interval
+from sparsight.label.auc import mean_with_interval, with_interval
 from sparsight.label.evidence import Evidence, HeldOut, Window
 from sparsight.label.judge import Judge
 from sparsight.label.rule import Rule
+from sparsight.label.sheet import Sheet
 from sparsight.label.spec import LabelSpec
 
 Embed = Callable[[Sequence[str]], Float[np.ndarray, "text dim"]]
-Tokens = list[list[float]]
 HARD = ("near miss", "neighbour")
 LEAST = 3  # windows of either sort, for a score
 NOTHING = 0.5  # the AUC of whoever always gives the same answer, as "it never fires"
@@ -42,12 +43,12 @@ def score(
         return {}
     measure = Measure(held_out, spec, judge)
     told = measure.tokens(label)
-    found = measure.detection(label, told)
-    out = {} if found is None else {"detection": found[0]} | ({"hard": found[1]} if found[1] else {})
+    answers = measure.answers(label, told)
+    out = {} if answers is None else measure.detection(answers)
     if (fuzzing := measure.fuzzing(label, told)) is not None:
         out["fuzzing"] = fuzzing
-    if other is not None and (control := measure.detection(other, measure.tokens(other))) is not None:
-        out["shuffled"] = control[0]
+    if other is not None and (control := measure.answers(other, measure.tokens(other))) is not None:
+        out["shuffled"] = measure.detection(control, hard=False)["detection"]
     return out
 
 
@@ -59,37 +60,40 @@ class Measure:
     spec: LabelSpec
     judge: Judge | None = None
 
-    def tokens(self, label: Label) -> Tokens | None:
-        """What its rule says of each token of the firing windows, then of the silent ones; None without a rule."""
-        if label.rule is None:
-            return None
-        rule = Rule.of(label.rule)
-        return [rule.activations(window) for window in (*self.held_out.firing, *self.held_out.silent)]
+    @cached_property
+    def sheet(self) -> Sheet:
+        """Of the firing windows, then the silent ones."""
+        return Sheet([*self.held_out.firing, *self.held_out.silent])
 
-    def detection(self, label: Label, tokens: Tokens | None) -> tuple[Score, Score | None] | None:
-        """Against all silent windows, and against the hard ones alone. tokens: of its rule."""
-        firing, silent = self.held_out.firing, self.held_out.silent
+    def tokens(self, label: Label) -> Float[np.ndarray, " token"] | None:
+        """What its rule says of each token of the sheet; None without a rule."""
+        return None if label.rule is None else Rule.of(label.rule).on(self.sheet)
+
+    def answers(self, label: Label, tokens: np.ndarray | None) -> Float[np.ndarray, " window"] | None:
+        """Of each window how likely the feature fires in it: by the strongest token of its rule, else by the judge."""
         if tokens is not None:
-            told = np.array([max(each) for each in tokens])
-        elif (answers := self._ask((*firing, *silent), label.text)) is not None:
-            told = answers
-        else:
-            return None
-        mine, others = told[: len(firing)], told[len(firing) :]
-        hard = np.array([window.why in HARD for window in silent])
-        return self._auc(mine, others, silent), self._auc(mine, others[hard], [w for w in silent if w.why in HARD]) \
-            if hard.sum() >= LEAST else None  # fmt: skip
+            return np.maximum.reduceat(tokens, self.sheet.first)
+        return self._ask((*self.held_out.firing, *self.held_out.silent), label.text)
 
-    def fuzzing(self, label: Label, tokens: Tokens | None) -> Score | None:
+    def detection(self, told: Float[np.ndarray, " window"], hard: bool = True) -> dict[str, Score]:
+        """Against all silent windows; "hard": against the hard ones alone, where there are enough."""
+        silent, number = self.held_out.silent, len(self.held_out.firing)
+        mine, others = told[:number], told[number:]
+        out = {"detection": self._auc(mine, others, silent)}
+        few = np.array([window.why in HARD for window in silent])
+        if hard and few.sum() >= LEAST:
+            out["hard"] = self._auc(mine, others[few], [w for w in silent if w.why in HARD])
+        return out
+
+    def fuzzing(self, label: Label, tokens: np.ndarray | None) -> Score | None:
         """Of a rule: the mean over windows of the AUC within each. By a judge: telling windows whose firing tokens are
         marked from the same windows with as many others marked."""
-        partly = [i for i, w in enumerate(self.held_out.firing) if min(w.values) <= 0]
-        windows = [self.held_out.firing[i] for i in partly]
+        windows = [w for w in self.held_out.firing if w.fires and min(w.values) <= 0]
         if len(windows) < LEAST:
             return None
         documents = np.array([w.document for w in windows])
         if tokens is not None:
-            values = np.array([_within(tokens[i], w.values) for i, w in zip(partly, windows, strict=True)])
+            values = self.sheet.within(tokens)
             return mean_with_interval(values, documents, self.spec.bootstrap, self._seed)
         right = [frozenset(i for i, value in enumerate(w.values) if value > 0) for w in windows]
         rng = np.random.default_rng(self._seed)
@@ -145,11 +149,6 @@ def by_embedding(
         name: with_interval(firing @ way, silent @ way, documents, spec.bootstrap, held_out.feature)  # type: ignore[arg-type]
         for name, way in directions.items()
     }
-
-
-def _within(told: Sequence[float], values: Sequence[float]) -> float:
-    scores, fires = np.array(told), np.array(values) > 0
-    return auc(scores[fires], scores[~fires])
 
 
 def _others(window: Window, marks: frozenset[int], rng: np.random.Generator) -> frozenset[int]:

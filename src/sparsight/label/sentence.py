@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sparsight.label.candidates import Candidate
-from sparsight.label.evidence import Evidence, Window
+from sparsight.label.evidence import Background, Evidence, Window
+from sparsight.label.saying import FEW, MUTE, is_manner, is_mute, is_named, lifted, says, topic
 from sparsight.label.typing import Profile, Spoken
 from sparsight.label.words import readable
 
@@ -14,9 +15,7 @@ TELLS = 0.5  # of the way from a role's share of all tokens to all of them: then
 ONE = 0.7  # of its weight on one token: that token's feature
 MOST = 0.75  # of its weight on a few words: those words' feature
 SCATTERED = 0.4  # of its weight on a few words: where what the text is about tells too, that alone is said
-FEW = 5  # words that are named
-COMMON = 0.04  # of windows that have a word: it says nothing about what a text is about
-SURE = 2.2  # standard errors of a word's log-odds, for it to be named
+TOKENS, TEXTS, COMING = {"ngrams", "folded"}, {"words", "later"}, {"next", "later"}  # parts
 MARKS = {
     ".": "full stops", ",": "commas", "?": "question marks", "!": "exclamation marks", ":": "colons", ";": "semicolons",
     '"': "quotation marks", "'": "apostrophes", "-": "hyphens", "(": "opening brackets", ")": "closing brackets",
@@ -31,14 +30,22 @@ TURNS = {"assistant": "the assistant's reply", "user": "what the user says", "sy
          "tool": "what a tool says", "text": "plain text", "template": "the chat template"}  # fmt: skip
 
 
-def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: Mapping[str, float]) -> tuple[str, str]:
-    """(what it fires on, its type)."""
+def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: Background) -> tuple[str, str]:
+    """(what it fires on, its type). Empty where these parts say nothing of it."""
     parts = set(chosen.parts)
-    about = topic(chosen, facts, background)
-    after = strongest(chosen.rule.next, facts.next)
-    scattered = sum(one.share for one in facts.tokens[:FEW]) < SCATTERED and "words" in parts and about
-    if parts & {"ngrams", "folded"} and not scattered:
+    mute = is_mute(facts, evidence.covers, background.words)
+    about = topic(chosen, facts, background.words)
+    after = strongest(chosen.table("next"), facts.next)
+    speaks = bool(parts & COMING) and (mute or not parts & TOKENS or _scattered(facts))
+    scattered = _scattered(facts) and parts & TEXTS and about
+    if speaks and (words := says(chosen, facts)):
+        return saying(words, evidence, facts, chosen, background), "output"
+    if parts & TOKENS and not scattered:
         said, kind = on_tokens(facts, "ngrams" in parts)
+        if not said and "places" in parts and (where := turn(facts, evidence)):
+            said, kind = where
+        elif not said and about:
+            return f"text {_of(about, facts, background)}", "context"
     elif "shapes" in parts and (looks := on_shapes(facts)):
         said, kind = looks, "format"
     elif "next" in parts and after:
@@ -50,31 +57,47 @@ def sentence(evidence: Evidence, facts: Profile, chosen: Candidate, background: 
     elif "languages" in parts and facts.languages[0][0]:
         said, kind = f"{facts.languages[0][0]} text", "language"
     elif about:
-        return f"text about {', '.join(about)}", "context"
+        return f"text {_of(about, facts, background)}", "context"
     else:
-        few = manner(chosen)
-        return f"text with words such as {', '.join(few)}" if few else "", "context"
+        return "", "unclear"
     if not said:
         return said, kind
+    told = mute and bool(about or "languages" in parts)
     if "places" in parts and kind not in ("role", "position") and (where := turn(facts, evidence)):
-        said += f" {'at' if where[1] == 'position' else 'in'} {where[0]}" if "template" not in where[0] else ""
-    if "next" in parts and kind != "output" and after:
+        said += f" {'at' if where[1] == 'position' else 'in'} {where[0]}"
+        told |= mute
+    if "next" in parts and kind != "output" and after and not (parts & TEXTS and is_named(about)):
         said += f", before {listed([facts.spelled.get(text, text) for text in after])}"
-    if "words" in parts and about:
-        said += f", in text about {', '.join(about[:4])}"
+        told |= mute
+    if parts & TEXTS and about:
+        said += f", in text {_of(about[:4], facts, background)}"
+    if mute and not told and kind not in ("role", "position", "output", "phrase"):
+        return "", "unclear"
+    if (mute or kind in ("role", "position")) and kind != "output" and not is_named(about):
+        said += f"; makes {listed(more)} likelier" if (more := lifted(evidence.above)) else ""
     return said, kind
 
 
-def named_share(chosen: Candidate, evidence: Evidence, facts: Profile, background: Mapping[str, float]) -> float:
+def saying(words: Sequence[str], evidence: Evidence, facts: Profile, chosen: Candidate, background: Background) -> str:
+    """Of a feature that says something: what, where, and in what texts."""
+    said = f"says {', '.join(f'“{word}”' for word in words)}"
+    if where := turn(facts, evidence):
+        said += f", {'at' if where[1] == 'position' else 'in'} {where[0]}"
+    more = topic(chosen, facts, background.words, words, max(FEW - len(words), 2))
+    return f"{said}; in text with {', '.join(more)}" if more else said
+
+
+def named_share(chosen: Candidate, evidence: Evidence, facts: Profile, background: Background) -> float:
     """Of what a feature fires on, the share that a sentence about these parts names."""
     parts, shares = set(chosen.parts), [0.0]
-    if parts & {"ngrams", "folded"}:
+    if parts & TOKENS:
         shares.append(sum(one.share for one in facts.tokens[:FEW]))
-    if "words" in parts:
-        few = set(topic(chosen, facts, background)) or set(manner(chosen) if parts == {"words"} else ())
-        shares.append(sum(share for words, share in facts.said if not few.isdisjoint(words)))
+    if parts & TEXTS:
+        few = topic(chosen, facts, background.words)
+        shares.append(sum(share for had, coming, share in facts.said
+                          if not (had | coming if "later" in parts else had).isdisjoint(few)))  # fmt: skip
     if "next" in parts:
-        said = strongest(chosen.rule.next, facts.next)
+        said = strongest(chosen.table("next"), facts.next)
         shares.append(sum(share for name, share in facts.next if name in said))
     if "places" in parts and turn(facts, evidence):
         role = facts.places[0][0].partition(" ")[0]
@@ -84,6 +107,14 @@ def named_share(chosen: Candidate, evidence: Evidence, facts: Profile, backgroun
     if "languages" in parts:
         shares.append(facts.languages[0][1])
     return max(shares)
+
+
+def _scattered(facts: Profile) -> bool:
+    return sum(one.share for one in facts.tokens[:FEW]) < SCATTERED
+
+
+def _of(words: Sequence[str], facts: Profile, background: Background) -> str:
+    return f"{'that says' if is_manner(words, facts, background.words) else 'about'} {', '.join(words)}"
 
 
 def on_tokens(facts: Profile, with_context: bool) -> tuple[str, str]:
@@ -109,9 +140,10 @@ def on_tokens(facts: Profile, with_context: bool) -> tuple[str, str]:
         return "numbers", "format"
     if covered >= MOST:
         return listed(words), "words"
-    if covered < VAGUE:
+    telling = [one.word for one in few if one.shape not in MUTE]
+    if covered < VAGUE or 2 * len(telling) < len(few):
         return "", "unclear"
-    return f"words such as {', '.join(readable(word) for word in words)}", "words"
+    return f"words such as {', '.join(readable(word) for word in dict.fromkeys(telling))}", "words"
 
 
 def named(one: Spoken) -> str:
@@ -141,26 +173,14 @@ def turn(facts: Profile, evidence: Evidence) -> tuple[str, str] | None:
         by_role[role] = by_role.get(role, 0.0) + share
         start[role] = start.get(role, 0.0) + (share if step not in ("later", "") else 0.0)
     role = min(by_role, key=lambda name: (-by_role[name], name))
+    if role == "template" and facts.opens and facts.opens[0][1] >= TELLS * by_role[role] and facts.opens[0][0]:
+        return f"the start of {TURNS.get(facts.opens[0][0], facts.opens[0][0])}", "position"
     said = TURNS.get(role, role)
     if start[role] >= 0.6 * by_role[role]:
         first = dict(facts.places).get(f"{role} 0", 0.0) >= 0.6 * by_role[role]
         return f"the {'first token' if first else 'start'} of {said}", "position"
     usual = evidence.roles.get(role, 0.0)
     return (said, "role") if by_role[role] - usual >= TELLS * (1 - usual) else None
-
-
-def topic(chosen: Candidate, facts: Profile, background: Mapping[str, float]) -> list[str]:
-    """Words that tell what a text is about, the surest of the rule's; none where these are too few."""
-    spoken = {one.word for one in facts.tokens if one.share > 0.2} if len(chosen.parts) > 1 else set()
-    found = [word for word, sure in chosen.sure.items() if sure >= SURE and len(word) > 2 and word not in spoken
-             and background.get(word, 0.0) < COMMON]  # fmt: skip
-    found.sort(key=lambda word: (-chosen.sure[word], word))
-    return found[:FEW] if len(found) >= (2 if len(chosen.parts) == 1 else 3) else []
-
-
-def manner(chosen: Candidate) -> list[str]:
-    """Where no rare word tells what a text is about: the surest words of all."""
-    return sorted(chosen.sure, key=lambda word: (-chosen.sure[word], word))[:FEW]
 
 
 def strongest(weights: Mapping[str, float], seen: Sequence[tuple[str, float]]) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparsight.label.evidence import Evidence, Window
-from sparsight.label.words import folded, places, shape, spans, words
+from sparsight.label.words import at_focus, folded, places, role_of, shape, so_far, spans, to_come
 
 WHOLE = 0.6  # of a token's weight in one whole word, for the word to stand for it
 AGREED = 0.35  # of its weight before a token that its direction makes likelier, to count as saying it
@@ -22,10 +23,11 @@ class Weights(defaultdict[Any, float]):
 
 @dataclass
 class Spoken:
-    """A token that it fires on, without case. share: of the feature's weight. word: what it is shown as; part: whether
-    that is a part of words that differ. words: those that it is in, with their share of this token's weight; before,
-    after: likewise those beside it."""
+    """A token that it fires on. key: it without case. share: of the feature's weight. word: what it is shown as; part:
+    whether that is a part of words that differ. words: those that it is in, with their share of this token's weight;
+    before, after: likewise those beside it."""
 
+    key: str
     share: float
     word: str
     part: bool
@@ -39,8 +41,9 @@ class Spoken:
 class Profile:
     """Shares of the feature's weight: each window weighs as much as the root of its peak, spread over its tokens by
     their activations. tokens: heaviest first; the others by name, likewise. likelier: of the tokens that follow,
-    those that its direction makes likelier. spelled: how they are shown, where they go on with a word. said: the words
-    of each window up to its focus, and its share."""
+    those that its direction makes likelier. spelled: how they are shown, where they go on with a word. opens: of what
+    lies on template tokens, whose turn comes next. said: of each window the words up to its focus, those that its turn
+    has yet to come, and its share. lens: the tokens, without case and space, that its direction makes likelier."""
 
     tokens: list[Spoken]
     shapes: list[tuple[str, float]]
@@ -49,7 +52,9 @@ class Profile:
     languages: list[tuple[str, float]]
     likelier: list[tuple[str, float]]
     spelled: dict[str, str] = field(default_factory=dict)
-    said: list[tuple[set[str], float]] = field(default_factory=list)
+    opens: list[tuple[str, float]] = field(default_factory=list)
+    said: list[tuple[set[str], set[str], float]] = field(default_factory=list)
+    lens: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -65,17 +70,21 @@ def profile(evidence: Evidence) -> Profile:
     counts: dict[str, Weights] = defaultdict(Weights)
     for window in evidence.firing:
         each = max(window.values) ** 0.5 / sum(window.values)
-        where, inside = places(window), _words(window)
+        where, inside = places(window), spans(window.pieces)
+        starts = [first for first, _ in inside]
         for i, value in enumerate(window.values):
             if value <= 0:
                 continue
             weight, key = value * each, folded(window.pieces[i])
-            word, span = inside[i]
-            tokens[key][_shown(window, i, span, word)] += weight
-            before[key][inside[span[0] - 1][0] if span[0] else ""] += weight
-            after[key][inside[span[1]][0] if span[1] < len(inside) else ""] += weight
+            which = bisect_right(starts, i) - 1
+            span = inside[which]
+            tokens[key][_shown(window, i, span, _word(window, span))] += weight
+            before[key][_word(window, inside[which - 1]) if which else ""] += weight
+            after[key][_word(window, inside[which + 1]) if which + 1 < len(inside) else ""] += weight
             counts["shapes"][shape(window.pieces[i])] += weight
             counts["places"][where[i]] += weight
+            if where[i] == "template":
+                counts["opens"][opens(window, i)] += weight
             if i + 1 < len(window.pieces):
                 after_it = folded(window.pieces[i + 1])
                 counts["next"][after_it] += weight
@@ -84,22 +93,22 @@ def profile(evidence: Evidence) -> Profile:
     whole = sum(sum(each.values()) for each in tokens.values()) or 1.0
     heaviest = sorted(tokens, key=lambda key: (-sum(tokens[key].values()), key))
     spoken = [_spoken(key, tokens[key], before[key], after[key], whole) for key in heaviest]
-    shares = {name: _shares(counts[name], whole) for name in ("shapes", "places", "next", "languages")}
-    above = {folded(text) for text, _ in evidence.above}
-    likelier = [(text, share) for text, share in shares["next"] if text in above]
+    shares = {name: _shares(counts[name], whole) for name in ("shapes", "places", "next", "languages", "opens")}
+    lens = tuple(dict.fromkeys(folded(text) for text, _ in evidence.above))
+    likelier = [(text, share) for text, share in shares["next"] if text in lens]
     spelled = {text: f"…{text}" for text, weight in counts["goes on"].items() if weight > 0}
-    said = [({word for at, word in words(w.pieces, w.roles) if at <= w.focus}, max(w.values) ** 0.5 / whole)
-            for w in evidence.firing]  # fmt: skip
-    return Profile(spoken, likelier=likelier, spelled=spelled, said=said, **shares)
+    said = [(at_focus(w, so_far(w)), at_focus(w, to_come(w)), max(w.values) ** 0.5 / whole) for w in evidence.firing]
+    return Profile(spoken, likelier=likelier, spelled=spelled, said=said, lens=lens, **shares)
 
 
-def _words(window: Window) -> list[tuple[str, tuple[int, int]]]:
-    """Of each token the whole word that it is in, and which tokens that has."""
-    out: list[tuple[str, tuple[int, int]]] = []
-    for first, stop in spans(window.pieces):
-        word = "".join(window.pieces[first:stop])
-        out += [(word.strip().casefold() or word, (first, stop))] * (stop - first)
-    return out
+def opens(window: Window, at: int) -> str:
+    """Whose turn a template token comes before; "" where the window does not tell."""
+    return next((role for kind in window.roles[at:] if (role := role_of(kind)) != "template"), "")
+
+
+def _word(window: Window, span: tuple[int, int]) -> str:
+    word = window.pieces[span[0]] if span[1] == span[0] + 1 else "".join(window.pieces[span[0] : span[1]])
+    return word.strip().casefold() or word
 
 
 def _shown(window: Window, at: int, span: tuple[int, int], word: str) -> tuple[str, str, str, str]:
@@ -124,7 +133,9 @@ def _spoken(key: str, shown: Weights, before: Weights, after: Weights, whole: fl
     if look in ("number", "line break", "special", "punctuation"):
         word = key
     part = "…" in word and word != key
-    return Spoken(total / whole, word, part, look, _shares(before, total), _shares(after, total), _shares(by[0], total))
+    return Spoken(
+        key, total / whole, word, part, look, _shares(before, total), _shares(after, total), _shares(by[0], total)
+    )
 
 
 def _ordered(counts: Weights) -> list[tuple]:

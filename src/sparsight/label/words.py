@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left
+from collections.abc import Sequence
 from functools import lru_cache
 
 from sparsight.label.evidence import Window
@@ -43,36 +45,56 @@ def shape(piece: str) -> str:
 
 
 @lru_cache(65_536)
-def _edges(piece: str) -> tuple[bool, bool]:
-    """Whether the end of a piece may be within a word, and whether its beginning may."""
+def _piece(piece: str) -> tuple[bool, bool, str]:
+    """Whether its end may be within a word, whether its beginning may; and what word it is alone, "" if none."""
+    word = piece.strip()
     if shape(piece) == "special" or not piece:
-        return False, False
+        return False, False, word.casefold() if word[:1].isalpha() else ""
     ends = piece[-1].isalnum() or (piece[-1] in APOSTROPHES and any(map(str.isalnum, piece)))
     begins = piece[0].isalnum() or (piece[0] in APOSTROPHES and piece[1:2].isalpha())
-    return ends, begins
+    return ends, begins, word.casefold() if word[:1].isalpha() else ""
 
 
-@lru_cache(4096)
-def spans(pieces: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+def spans_of(pieces: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """(first, one past the last) token of each word, and of each piece that is none."""
     starts, within = [0] if pieces else [], False
-    for i, piece in enumerate(pieces):
-        ends, begins = _edges(piece)
+    for i, (ends, begins, _) in enumerate(map(_piece, pieces)):
         if i and not (within and begins):
             starts.append(i)
         within = ends
     return tuple(zip(starts, [*starts[1:], len(pieces)], strict=True))
 
 
-@lru_cache(4096)
-def words(pieces: tuple[str, ...], roles: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
-    """(its last token, it in lower case) of each word with a letter; what the chat template adds is none."""
-    out = []
-    for first, stop in spans(pieces):
-        word = pieces[first].strip() if stop == first + 1 else "".join(pieces[first:stop]).strip()
-        if word[:1].isalpha() and not roles[first] & SPECIAL:
-            out.append((stop - 1, word.casefold()))
+def words_of(pieces: Sequence[str], roles: Sequence[int]) -> tuple[tuple[int, int, str], ...]:
+    """(its first token, its last, it in lower case) of each word with a letter; what the chat template adds is none."""
+    out: list[tuple[int, int, str]] = []
+    first, within, alone = 0, False, ""
+    for i, (ends, begins, word) in enumerate([*map(_piece, pieces), (False, False, "")]):
+        if within and begins:
+            within = ends
+            continue
+        if i - first > 1:
+            whole = "".join(pieces[first:i]).strip()
+            alone = whole.casefold() if whole[:1].isalpha() else ""
+        if alone and not roles[first] & SPECIAL:
+            out.append((first, i - 1, alone))
+        first, within, alone = i, ends, word
     return tuple(out)
+
+
+def turns_of(roles: Sequence[int]) -> tuple[int, ...]:
+    """Of each token the number of its turn; what the template adds belongs to the turn that it comes before."""
+    out, turn, last = [], 0, ""
+    for kind in roles:
+        role = "" if kind & SPECIAL else role_of(kind)
+        turn += bool(last) and role != last
+        last = role
+        out.append(turn)
+    return tuple(out)
+
+
+# of windows, which come again and again
+spans, words, turns = lru_cache(4096)(spans_of), lru_cache(4096)(words_of), lru_cache(4096)(turns_of)
 
 
 @lru_cache(1024)
@@ -81,19 +103,71 @@ def role_of(kind: int) -> str:
     return next((name for name, bits in NAMED if kind & bits), "text")
 
 
-def places(window: Window) -> list[str]:
+Spread = tuple[list[str], list[int], list[int]]  # words; of each the first token and one past the last that has it
+
+
+def so_far(window: Window) -> Spread:
+    """Each word that the text has had, once; a token has those that end with it or before."""
+    new: dict[str, int] = {}
+    seen = set(window.earlier)
+    for _, last, word in words(window.pieces, window.roles):
+        if word not in seen:
+            new.setdefault(word, last)
+    return (
+        [*window.earlier, *new],
+        [0] * len(window.earlier) + [*new.values()],
+        [len(window.pieces)] * (len(window.earlier) + len(new)),
+    )
+
+
+def to_come(window: Window) -> Spread:
+    """Each word in the rest of each turn, once; a token has those that begin after it."""
+    if not window.pieces:
+        return [], [], []
+    turn = turns(window.roles)
+    ends: dict[int, dict[str, int]] = {number: {} for number in turn}
+    for first, _, word in words(window.pieces, window.roles):
+        ends[turn[first]][word] = first
+    ends[turn[-1]] |= dict.fromkeys(window.later, len(turn))
+    names: list[str] = []
+    begins: list[int] = []
+    stops: list[int] = []
+    for number, each in ends.items():
+        names += each
+        begins += [bisect_left(turn, number)] * len(each)
+        stops += each.values()
+    return names, begins, stops
+
+
+def at_focus(window: Window, spread: Spread) -> set[str]:
+    """The words that the focus has."""
+    return {word for word, first, stop in zip(*spread, strict=True) if first <= window.focus < stop}
+
+
+def places(window: Window) -> tuple[str, ...]:
     """Where each token stands: "template", or whose turn and how many tokens into it: "assistant 0" to "assistant 3",
     "assistant later"; of a plain text "text 0", ..."""
-    out, since = [], window.start if window.roles and role_of(window.roles[0]) == "text" else NEAR
-    for kind in window.roles:
-        role = role_of(kind)
-        if role == "template":
-            out.append(role)
+    begins = bool(window.roles) and role_of(window.roles[0]) == "text"
+    return _places(window.roles, min(window.start, NEAR) if begins else NEAR)
+
+
+@lru_cache(4096)
+def _places(roles: tuple[int, ...], since: int) -> tuple[str, ...]:
+    """since: tokens of its turn before the first."""
+    out = []
+    for kind in roles:
+        if kind & SPECIAL:
+            out.append("template")
             since = 0
         else:
-            out.append(f"{role} {since if since < NEAR else 'later'}")
+            out.append(_place(kind, min(since, NEAR)))
             since += 1
-    return out
+    return tuple(out)
+
+
+@lru_cache(1024)
+def _place(kind: int, since: int) -> str:
+    return f"{role_of(kind)} {since if since < NEAR else 'later'}"
 
 
 def readable(piece: str) -> str:
