@@ -15,6 +15,7 @@ from sparsight.atlas.about import About
 from sparsight.atlas.atlas import Atlas
 from sparsight.atlas.draft import write_atlas
 from sparsight.atlas.entries import Document, Example, Label, Score, Statistics
+from sparsight.atlas.vectors import default_embedder
 from sparsight.cli import cli, feature_page, main
 from sparsight.errors import BadFile
 from sparsight.lm.spelling import load_tokenizer, spellings
@@ -66,6 +67,7 @@ def folder(tmp_path_factory, lm):
 def run(folder, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr("sparsight.atlas.vectors.CARRIER", "no_such_package")
+    monkeypatch.setattr("sparsight.atlas.vectors.default_embedder", default_embedder.__wrapped__)  # nothing is kept
 
     def ran(*args, atlas=folder):
         out = CliRunner().invoke(cli, ["features", *args, "--atlas", str(atlas)])

@@ -19,7 +19,7 @@ class Text:
 
     tokenizer: Any = None
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
+    def pieces(self, ids: Iterable[Any]) -> list[str]:
         """Each token's text; together they are the whole."""
         if self.tokenizer is None:
             return [f"#{id} " for id in ids]

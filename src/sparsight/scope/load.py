@@ -45,8 +45,6 @@ def load(
     if isinstance(model, str) and model == "demo":
         name, check = "demo", check and not (sae is None and hook_point is None)
         model = demo_folder() / "model"
-        if sae is None and atlas is None and (demo_folder() / "atlas" / "atlas.db").exists():
-            atlas = "demo"
         sae = demo_folder() / "sae" if sae is None else sae
     if sae is None:
         raise BadInput("Which SAE? Give sae=: a folder, the model card's .pth, a repository on the hub, or an SAE.")
@@ -58,6 +56,8 @@ def load(
         sae = load_sae(sae, dtype=lm.dtype)
     lm.name = name or lm.name
     check_made_for(sae, lm)
+    if name and atlas is None and hook_point in (None, sae.config.hook_point) and has_atlas(sae):
+        atlas = "demo"
     scope = Scope(lm, sae, hook_point, atlas=demo_folder() / "atlas" if atlas == "demo" else atlas)
     if check and lm.has_tokenizer and is_cheap(lm, scope.sae):
         try:
@@ -67,6 +67,12 @@ def load(
     if name and scope.hook_point == sae.config.hook_point:
         scope.features.labels = read_labels(demo_folder() / "labels.json", sae.fingerprint) | scope.features.labels
     return scope
+
+
+def has_atlas(sae: SparseAutoEncoder) -> bool:
+    """Whether the demo's atlas is there, and is of this SAE."""
+    folder = demo_folder()
+    return (folder / "atlas" / "atlas.db").exists() and read_json(folder / "labels.json")["sae"] == sae.fingerprint
 
 
 def demo_folder() -> Path:
