@@ -60,7 +60,14 @@ def _catalog(models: list[ModelSpec], settings: ServeSpec) -> Any:
 
     engines = {}
     for one in models:
-        engine = EmbeddedEngine(_scope(one), rows=settings.rows, queue=settings.queue, compiled=settings.compiled)
+        engine = EmbeddedEngine(
+            _scope(one),
+            rows=settings.rows,
+            queue=settings.queue,
+            compiled=settings.compiled,
+            prefix_bytes=settings.prefix_bytes,
+            longest=settings.longest,
+        )
         engines |= dict.fromkeys(one.served, engine)
     return Catalog(engines)
 

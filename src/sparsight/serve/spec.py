@@ -20,6 +20,13 @@ class ServeSpec:
     port: int = knob(8000, "port to listen at; 0: any that is free")
     rows: int = knob(32, "requests that a model writes at once")
     queue: int = knob(256, "requests that may wait for a row, of each model; those beyond are told to come again")
+    longest: int | None = knob(
+        None,
+        "tokens that a row holds, prompt and answer together; None: the model's context, which may take much memory",
+    )
+    prefix_bytes: int = knob(
+        2**28, "memory for the beginnings of prompts that were read, on the model's device; 0: none"
+    )
     compiled: bool = knob(False, "decode with a compiled step")
     keys: str | None = knob(
         None, "SQLite file of keys and saved variants; None: in the data folder of this user, sparsight/serve.db"
@@ -40,6 +47,8 @@ class ServeSpec:
         check(self.port, "port", 0 <= self.port < 65536, "a number from 0 to 65535")
         for name in ("rows", "queue", "body_bytes", "choices", "prompts"):
             check(getattr(self, name), name, getattr(self, name) >= 1, "a whole number from 1 up")
+        check(self.longest, "longest", self.longest is None or self.longest >= 2, "a whole number from 2 up")
+        check(self.prefix_bytes, "prefix_bytes", self.prefix_bytes >= 0, "a number of bytes from 0 up")
         for name in ("request_seconds", "body_seconds"):
             check(getattr(self, name), name, 0 < getattr(self, name) <= 1e9, "a number of seconds above 0")
         check(self.drain_seconds, "drain_seconds", 0 <= self.drain_seconds <= 1e9, "a number of seconds from 0 up")
