@@ -306,6 +306,16 @@ def test_a_full_queue_says_when_to_try_again(scope64):
         asyncio.run(main())
 
 
+def test_as_many_as_there_are_free_rows_do_not_count_as_waiting(scope64):
+    with running(scope64, rows=3, queue=1) as engine:
+
+        async def main():
+            streams = [engine.submit(asked(scope64, "Hello", max_new_tokens=2)) for _ in range(4)]  # at one moment
+            return [len(await wait_for_all(stream)) for stream in streams]
+
+        assert asyncio.run(main()) == [2] * 4
+
+
 def test_owners_wait_in_turns_and_their_own_requests_in_order():
     waiting = Waiting(10)
     for owner, thing in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("b", 6)]:

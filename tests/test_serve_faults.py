@@ -103,12 +103,15 @@ def test_when_too_much_waits_callers_are_told_when_to_come_again(slow):
         sock.close()
 
 
-def test_of_several_rows_none_is_begun_where_not_all_find_room(scope):
-    engine = Threads(scope, rows=1, queue=1)
-    with TestClient(create_app(Catalog({"tiny": engine}))) as client:
-        assert client.post(CHAT, json=HELLO | {"n": 3}).status_code == 429
-        until(lambda: not engine.streams)
-        goes_on(client)
+def test_of_several_rows_none_is_begun_where_not_all_find_room(slow):
+    engine, url = slow
+    held = [connected(url, LONG) for _ in range(2)]
+    until(lambda: len(engine.streams) == 2)
+    with connected(url, HELLO | {"n": 3}) as sock:
+        assert sock.recv(4096).decode().startswith("HTTP/1.1 429")
+    until(lambda: len(engine.streams) == 2)
+    for sock in held:
+        sock.close()
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(slow):
@@ -337,3 +340,20 @@ def test_a_steered_answer_whose_numbers_overflow_is_an_error_and_the_next_is_non
     huge = to_json(scope.features[3].raw.nudge(3e38))
     assert client.post(CHAT, json=HELLO | {"controller": huge}).status_code == 400
     goes_on(client)
+
+
+def test_what_no_queue_here_could_ever_hold_is_not_told_to_come_again(scope):
+    with TestClient(create_app(Catalog({"tiny": Threads(scope, rows=2, queue=3)}))) as client:
+        asked = {"model": "tiny", "prompt": ["a", "b", "c"], "max_tokens": 1}
+        answer = client.post(COMPLETE, json=asked | {"n": 2})
+        assert answer.status_code == 400, answer.text
+        assert "6 answers at once; this server has room for 5" in answer.json()["error"]["message"]
+        assert client.post(COMPLETE, json=asked).status_code == 200
+
+
+def test_a_controller_larger_than_a_row_could_hold_is_refused_before_it_is_read(scope):
+    with TestClient(create_app(Catalog({"tiny": Threads(scope)}))) as client:
+        edits = [{"op": "ablate", "feature": {"index": 1}, "where": [i]} for i in range(20_000)]
+        answer = client.post(CHAT, json=HELLO | {"controller": {"schema": 1, "edits": edits}})
+        assert answer.status_code == 400
+        assert "32,768 objects and lists" in answer.json()["error"]["message"]

@@ -151,6 +151,14 @@ def test_an_answer_without_a_receipt_is_no_answer(scope, monkeypatch):
         assert "no receipt" in out.json()["error"]["message"]
 
 
+def test_metrics_do_not_grow_with_words_that_callers_make_up(client):
+    for i in range(3):
+        client.request(f"FOO{i}", f"/made/up/{i}")
+    told = client.get("/metrics").text
+    assert "FOO" not in told
+    assert 'method="other",route="none"' in told
+
+
 def test_metrics_count_tokens_and_tell_how_busy_each_model_is(scope):
     with TestClient(create_app(Catalog({"tiny": Threads(scope), "again": Threads(scope)}))) as client:
         ask(client, controller=to_json(scope.features[3].nudge(1.0)))

@@ -1,6 +1,7 @@
 """Edits do what they say: against the plain formula (encode, edit, decode, add the error back), in float64."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from sparsight.lm.batch import Place
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.records import SPECIAL, Kind
 from sparsight.sae.activation import ACTIVATIONS
+from sparsight.scope.program import compile_controller
 from sparsight.scope.scope import Scope
 from sparsight.scope.steering import Steering
 from sparsight.where import Where
@@ -291,6 +293,17 @@ def test_an_edit_that_cannot_be_made_says_why_before_anything_runs(make, error, 
 def deep(n):
     """An OR of n ANDs of two: 2^n clauses when flat."""
     return Group("OR", tuple(Group("AND", (Feature(2 * i + 10) > 1, Feature(2 * i + 11) > 1)) for i in range(n)))
+
+
+def test_thousands_of_edits_are_read_in_the_time_of_their_number(sae):
+    edits = tuple(Feature(i % 100).raw.nudge(1.0).on(i) for i in range(6000))
+    began = time.monotonic()
+    program = compile_controller(Controller(edits), sae)
+    assert time.monotonic() - began < 5  # 25 s where each looks through all that came before
+    assert [change.slot for change in program.changes] == [i % 100 for i in range(6000)]
+    everything = tuple(Feature(i).raw for i in range(128)) * 3
+    with pytest.raises(BadInput, match="more than 65,536 pairs"):
+        compile_controller(Controller.of(Feature(1).nudge(1).when(Comparison(everything, ">", everything))), sae)
 
 
 def test_feature_units_need_scales_and_raw_does_not(lm):

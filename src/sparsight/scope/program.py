@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sparsight.edits import Comparison, Condition, Controller, Edit, Feature, Group
 from sparsight.errors import BadInput, Mismatch
@@ -17,6 +18,7 @@ from sparsight.sae.sae import SparseAutoEncoder
 from sparsight.where import Where
 
 MOST_CLAUSES = 256
+MOST_COMPARISONS = 65_536  # a comparison of two groups is one of each pair: a short text can ask for millions
 LARGEST = 1e15  # of a strength, raw: its square still fits float32, and no residual stream is near it
 
 
@@ -107,6 +109,10 @@ def compile_controller(controller: Controller, sae: SparseAutoEncoder) -> Progra
 class _Compiler:
     def __init__(self, sae: SparseAutoEncoder, program: Program):
         self.sae, self.program = sae, program
+        self.places: dict[
+            int | Literal | frozenset[int], int
+        ] = {}  # of features, literals and clauses, each in its list
+        self.last: dict[int, int] = {}  # of each slot, the place of its last change
 
     def add(self, controller: Controller, held: tuple[int, ...]) -> None:
         """The controller's edits and whens, under clauses that hold already."""
@@ -130,20 +136,23 @@ class _Compiler:
         change = Change(slot, factor, shift, edit.where, clauses, entropy)
         if not abs(shift) <= LARGEST or not abs(factor) <= LARGEST:
             raise BadInput(f"The strength of '{edit}' is beyond what a residual stream holds.")
-        before = next((i for i, c in reversed(list(enumerate(self.program.changes))) if c.slot == slot), None)
+        before = self.last.get(slot)
         if before is not None and (folded := self.program.changes[before].then(change)):
             self.program.changes[before] = folded
         else:
+            self.last[slot] = len(self.program.changes)
             self.program.changes.append(change)
 
     def clauses(self, condition: Condition, threshold: float | None) -> tuple[int, ...]:
         """Indices of the clauses that must all hold."""
-        indices = []
-        for clause in self.normal_form(condition, threshold):
-            if clause not in self.program.clauses:
-                self.program.clauses.append(clause)
-            indices.append(self.program.clauses.index(clause))
-        return tuple(indices)
+        return tuple(self.place(self.program.clauses, clause) for clause in self.normal_form(condition, threshold))
+
+    def place(self, among: list[Any], one: Any) -> int:
+        """Where something stands in its list; at the end, if it was not there."""
+        if one not in self.places:
+            self.places[one] = len(among)
+            among.append(one)
+        return self.places[one]
 
     def normal_form(self, condition: Condition, threshold: float | None) -> list[frozenset[int]]:
         """Conjunctive normal form: a list of clauses, each a set of literals."""
@@ -161,6 +170,9 @@ class _Compiler:
 
     def literals(self, comparison: Comparison, threshold: float | None) -> Iterable[int]:
         """One literal for each pair of a left and a right feature: any of them makes the comparison hold."""
+        rights = len(comparison.right) if isinstance(comparison.right, tuple) else 1
+        if len(self.program.literals) + len(comparison.left) * rights > MOST_COMPARISONS:
+            raise BadInput(f"The conditions compare more than {MOST_COMPARISONS:,} pairs of features: name fewer.")
         for left in comparison.left:
             if isinstance(comparison.right, tuple):
                 pairs = [(self.side(right, threshold), 0.0) for right in comparison.right]
@@ -168,9 +180,7 @@ class _Compiler:
                 pairs = [(None, comparison.right)]
             for right, constant in pairs:
                 literal = Literal(self.side(left, threshold), comparison.op, right, constant)
-                if literal not in self.program.literals:
-                    self.program.literals.append(literal)
-                yield self.program.literals.index(literal)
+                yield self.place(self.program.literals, literal)
 
     def side(self, feature: Feature, threshold: float | None) -> Side:
         gain = 1.0 if feature.unit == "raw" else 1.0 / self.scale(feature)
@@ -181,10 +191,9 @@ class _Compiler:
         if feature.sae is not None and feature.sae != self.sae.fingerprint:
             made = f"{feature} was taken from the SAE {feature.sae}; this one is {self.sae.fingerprint}"
             raise Mismatch(f"{made}: its features mean other things.")
-        self.sae.checked_indices([feature.index])
-        if feature.index not in self.program.features:
-            self.program.features.append(feature.index)
-        return self.program.features.index(feature.index)
+        if feature.index not in self.places:
+            self.sae.checked_indices([feature.index])
+        return self.place(self.program.features, feature.index)
 
     def scale(self, feature: Feature) -> float:
         self.slot(feature)

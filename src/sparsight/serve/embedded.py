@@ -109,7 +109,7 @@ class EmbeddedEngine:
             self._check_open()
             if len(self.waiting) >= self.waiting.limit:
                 self.waiting.drop_those(lambda one: one.cancelled)
-            self.waiting.put(request.owner, row)
+            self.waiting.put(request.owner, row, max(0, self.limit - self._taken()))
             self._changed.notify()
         return Listening(row.mailbox, lambda: self._cancel(row), row.cancel)
 
@@ -142,8 +142,12 @@ class EmbeddedEngine:
     def load(self) -> Load:
         """How busy it is."""
         with self._changed:
-            rows = len(self.rows) + len(self.together) + (self.reading is not None)
-            return Load(rows, self.limit, len(self.waiting), self.waiting.limit, self.rows.written, self._steps)
+            waiting = len(self.waiting)
+            return Load(self._taken(), self.limit, waiting, self.waiting.limit, self.rows.written, self._steps)
+
+    def _taken(self) -> int:
+        """Rows that are written, or whose prompts are read."""
+        return len(self.rows) + len(self.together) + (self.reading is not None)
 
     async def drain(self, seconds: float) -> bool:
         """Takes nothing new, and waits until nothing is written any more; False where that takes longer."""

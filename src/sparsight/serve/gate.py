@@ -22,6 +22,7 @@ from sparsight.serve.visit import PLACE, ClientGone, Visit
 
 GUARDED = ("/v1", "/api")  # where a key is needed, and limits hold
 LAST_WORDS = 1.0  # seconds that a reader has to take the end of a stream that ran out of time
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # that metrics name: each is kept for ever
 WEIGHED_QUIETLY = ("/healthz", "/readyz", "/metrics")  # no line in the log
 
 
@@ -111,8 +112,8 @@ class Gate:
 
     def _told(self, scope: Scope, visit: Visit, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        code = str(status or 500)
-        self.service.metrics.requests.labels(scope["method"], route, code).observe(seconds)
+        code, method = str(status or 500), scope["method"] if scope["method"] in METHODS else "other"
+        self.service.metrics.requests.labels(method, route, code).observe(seconds)
         if scope["path"] not in WEIGHED_QUIETLY:
             about = {"id": visit.id, "method": scope["method"], "route": route, "path": scope["path"][:200]}
             tell("request", **about, status=int(code), seconds=round(seconds, 4), **visit.facts)

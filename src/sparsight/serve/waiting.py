@@ -28,9 +28,10 @@ class Waiting(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._of.values()))
 
-    def put(self, owner: str, thing: T) -> None:
-        """At the end of its owner's line. Raises Busy where the queue is full."""
-        if len(self) >= self.limit:
+    def put(self, owner: str, thing: T, free: int = 0) -> None:
+        """At the end of its owner's line. free: so many are about to be taken, and will not wait. Raises Busy where the
+        queue is full."""
+        if len(self) >= self.limit + free:
             wait = self.retry_after()
             raise Busy(f"{self.limit:,} requests wait already: try again in {wait:.0f} s or more.", wait)
         self._of.setdefault(owner, deque()).append(thing)

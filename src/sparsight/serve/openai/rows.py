@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsight.errors import NotSteered
+from sparsight.errors import BadInput, NotSteered
 from sparsight.records import Receipt
 from sparsight.serve.engine import Request, Update
 from sparsight.serve.service import Served
@@ -35,6 +35,10 @@ class Rows:
 
     async def submit(self) -> None:
         """Put them all into the engine's queue."""
+        load, many = self.served.engine.load(), len(self.requests)
+        if many > load.capacity + load.queue:
+            there = f"this server has room for {load.capacity + load.queue:,}, even when nobody else asks"
+            raise BadInput(f"This request asks for {many:,} answers at once; {there}. Ask for fewer at a time.")
         try:
             self.streams += (self.served.engine.submit(request) for request in self.requests)
         except BaseException:

@@ -25,7 +25,7 @@ from sparsight.serve.refusals import BadField
 from sparsight.wire import from_json
 
 UNBOUNDED = 4096  # tokens of an answer, where neither the request nor the model's context says how many
-DEEPEST = 200  # levels of a controller's JSON; a scope takes three
+LARGEST = 32_768  # objects and lists in a controller's JSON: more than a row has room for
 COMPLETION = 16  # of a completion, where the request does not say: OpenAI's
 
 
@@ -119,7 +119,7 @@ def text_prompts(form: CompletionForm, scope: Scope, most: int) -> list[Prompt]:
 def controller_of(form: Mapping[str, Any] | None, scope: Scope, before: Controller) -> Controller:
     """The variant's controller, then the request's own; one that this SAE has features for. Where it acts, and whether
     a row has room for it, is the engine's to say. Raises BadField."""
-    check_depth(form)
+    check_size(form)
     try:
         wish = before if form is None else before + from_json(form) if before else from_json(form)
         if wish:
@@ -129,15 +129,18 @@ def controller_of(form: Mapping[str, Any] | None, scope: Scope, before: Controll
         raise BadField("controller", str(error)) from error
 
 
-def check_depth(form: object) -> None:
-    """Raises BadField for JSON that is nested deeper than anything that reads it could follow."""
-    level, inner = 0, [form]
+def check_size(form: object) -> None:
+    """Raises BadField for JSON that takes long to read, and that no row has room for."""
+    inner, held = [form], 0
     while inner:
-        level += 1
-        if level > DEEPEST:
-            raise BadField("controller", f"The controller is nested too deep: {DEEPEST} levels of JSON are read.")
-        holders = [one for one in inner if isinstance(one, dict | list)]
-        inner = [each for one in holders for each in (one.values() if isinstance(one, dict) else one)]
+        one = inner.pop()
+        if isinstance(one, dict | list):
+            held += 1
+            inner += one.values() if isinstance(one, dict) else one
+        if held > LARGEST:
+            raise BadField(
+                "controller", f"The controller is too large: {LARGEST:,} objects and lists of JSON are read."
+            )
 
 
 def requests_of(
