@@ -117,7 +117,7 @@ def main(rounds: str = "5", chats: str = "500", shown: str = str(SHOWN)) -> None
         log: list[float] = []
         x = torch.randn(PASS, scope.sae.d_in)
         work = {
-            "the SAE's product": lambda: [x @ scope.sae.W_enc.T for _ in range(most // PASS)],
+            "the SAE's product": lambda: sum(len(x @ scope.sae.W_enc.T) for _ in range(most // PASS)),
             "harvest": lambda: to_disk(scope.lm, corpus, most),
             "survey": lambda: surveyed(scope, corpus, 0, passes),
             "survey, with a log": lambda: surveyed(scope, corpus, 200_000, log),
