@@ -1,5 +1,6 @@
 """A scope elsewhere does what the same scope does here; and Neuronpedia's shapes of it."""
 
+import json
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from sparsight.scope.scope import Scope
 from sparsight.serve import known
 from sparsight.serve.app import create_app
 from sparsight.serve.catalog import Catalog
+from sparsight.serve.openai.sse import event_of
 from sparsight.serve.store import Store
 
 CHAT = [{"role": "user", "content": "Hello, how are you?"}]
@@ -201,3 +203,28 @@ def test_a_chat_is_steered_in_neuronpedias_shapes(url, here):
         f"{url}/api/steer-chat", json={"modelId": "tiny", **body, "features": [{"index": 500, "strength": 1}]}
     )
     assert (answer.status_code, "No feature 500" in answer.text) == (400, True)
+
+
+def test_an_error_that_ends_a_stream_is_the_error_that_it_would_have_been(here):
+    engine = Threads(here)
+
+    def break_off(error):
+        def broken(index):
+            if index == 2:
+                raise error
+
+        return broken
+
+    with live(create_app(Catalog({"tiny": engine}))) as url:
+        there = sparsight.connect(url)
+        for error in (BadInput("The numbers overflowed."), Stopped("The server stopped.")):
+            engine.broken = break_off(error)
+            with pytest.raises(type(error), match=str(error)):
+                list(there.chat(CHAT, stream=True, **SHORT))
+
+
+def test_a_line_end_of_unicode_within_a_stream_ends_no_event():
+    said = "one\u2028two\x85three\u2029data: four"
+    (line,) = event_of({"text": said}).decode().splitlines()[:-1]
+    assert json.loads(line.removeprefix("data: ")) == {"text": said}
+    assert line.count("data: ") == 1

@@ -375,6 +375,28 @@ def test_rows_are_written_while_something_long_goes_on(scope64):
         asyncio.run(main())
 
 
+def test_something_long_that_nobody_waits_for_ends_at_its_next_pass(scope64):
+    with running(scope64) as engine:
+        passes = []
+
+        def work(scope):
+            while True:
+                passes.append(scope.read("Hello"))
+
+        async def main():
+            for end in (lambda task: task.cancel(), lambda _: engine.stop()):
+                task = asyncio.create_task(engine.run(work, long=True))
+                await until(lambda: passes)
+                end(task)
+                with pytest.raises((asyncio.CancelledError, Stopped)):
+                    await task
+                await until(lambda: not len(engine.beside))
+                passes.clear()
+
+        asyncio.run(main())
+    assert scope64.read("Hello").codes is not None  # the scope itself goes on
+
+
 def test_draining_takes_nothing_new_and_lets_what_is_written_end(scope64):
     with running(scope64) as engine:
 

@@ -357,3 +357,15 @@ def test_a_controller_larger_than_a_row_could_hold_is_refused_before_it_is_read(
         answer = client.post(CHAT, json=HELLO | {"controller": {"schema": 1, "edits": edits}})
         assert answer.status_code == 400
         assert "32,768 objects and lists" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        (CHAT, b'{"model": }', "The body is not JSON: Expecting value (character 10)"),
+        (CHAT, b"", "The body is empty"),
+        ("/v1/embeddings", b"{}", "There is nothing at /v1/embeddings: /openapi.json lists"),
+    ],
+)
+def test_what_is_no_request_is_told_what_is_wrong_with_it(client, path, body, says):
+    assert says in client.post(path, content=body, headers=JSON).json()["error"]["message"]

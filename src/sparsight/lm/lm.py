@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +75,7 @@ class ObservableLanguageModel:
         self.cleanup_intervention_layer = cleanup_intervention_layer
         self.d_model = int(self.config.hidden_size)
         self.compiled_steps: dict[Any, Any] = {}  # idle decode steps that lm/compiled.py keeps
-        self.turn = TURNS.setdefault(self.model, threading.RLock())
+        self.turn: AbstractContextManager[Any] = TURNS.setdefault(self.model, threading.RLock())
         self.cache_word = cache_word(self.model)
         accepted = inspect.signature(self.model.forward).parameters
         self.takes_positions = "position_ids" in accepted

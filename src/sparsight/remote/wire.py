@@ -60,7 +60,7 @@ class Wire:
                         continue
                     told = json.loads(event)
                     if "error" in told:
-                        raise refusal(int(told["error"].get("status") or 500), event, {})
+                        raise refusal(_status(told["error"]), event, {})
                     yield told
         except self._httpx.HTTPError as error:
             raise self._unreachable(error) from error
@@ -80,6 +80,13 @@ class Wire:
 
     def _unreachable(self, error: Exception) -> NoAnswer:
         return NoAnswer(f"No answer from {self.url}: {error or type(error).__name__}. Is the server running?")
+
+
+def _status(error: Mapping[str, Any]) -> int:
+    """What an error that ends a stream would have been, had the answer begun with it."""
+    if error.get("code") == "stopping":
+        return 503
+    return 400 if error.get("type") == "invalid_request_error" else 500
 
 
 def refusal(status: int, text: str, headers: Mapping[str, str]) -> Exception:

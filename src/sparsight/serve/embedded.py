@@ -22,6 +22,7 @@ from sparsight.lm.generate import check_room, check_sampling
 from sparsight.scope.layout import prepared
 from sparsight.scope.scope import Scope
 from sparsight.scope.table import checked
+from sparsight.serve.beside import Beside
 from sparsight.serve.engine import Load, Request, Update
 from sparsight.serve.listening import Listening, Mailbox, ring
 from sparsight.serve.prefix import Prefixes
@@ -72,12 +73,13 @@ class EmbeddedEngine:
         self.reading: tuple[Row, Prompting] | None = None  # chunk by chunk, or next
         self.together: list[tuple[Row, Prompting]] = []  # in one pass
         self.jobs: deque[tuple[Future[Any], Callable[[Scope], Any]]] = deque()
+        self.beside = Beside(scope, LONG)
         self._told: dict[int, Mailbox] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._draining = self._stopping = False
         self._idle = True  # whether the loop waits for something to do
-        self._steps = self._beside = 0
+        self._steps = 0
 
     @property
     def scope(self) -> Scope:
@@ -114,8 +116,7 @@ class EmbeddedEngine:
         return Listening(row.mailbox, lambda: self._cancel(row), row.cancel)
 
     async def run(self, work: Callable[[Scope], T], long: bool = False) -> T:
-        """Something else that needs the model: between two steps, in the engine's thread; long: beside them, in a
-        thread of its own, pass by pass, since a model takes its passes one at a time."""
+        """Something else that needs the model: between two steps, in the engine's thread; long: beside them."""
         if long:
             return await self._run_beside(work)
         future: Future[T] = Future()
@@ -130,14 +131,10 @@ class EmbeddedEngine:
     async def _run_beside(self, work: Callable[[Scope], T]) -> T:
         with self._changed:
             self._check_open()
-            if self._beside >= LONG:
-                raise Busy(f"{LONG} long uses of the model are under way: try again later.", self.waiting.retry_after())
-            self._beside += 1
-        try:
-            return await asyncio.to_thread(work, self._scope)
-        finally:
-            with self._changed:
-                self._beside -= 1
+            future = self.beside.begin(work)
+        if future is None:
+            raise Busy(f"{LONG} long uses of the model are under way: try again later.", self.waiting.retry_after())
+        return await asyncio.wrap_future(future)
 
     def load(self) -> Load:
         """How busy it is."""
@@ -165,6 +162,7 @@ class EmbeddedEngine:
         with self._changed:
             self._stopping = True
             self._changed.notify()
+        self.beside.end()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -201,7 +199,7 @@ class EmbeddedEngine:
 
     def _busy(self) -> bool:
         with self._changed:
-            return not self._idle or bool(len(self.waiting) or self.jobs or self._beside)
+            return not self._idle or bool(len(self.waiting) or self.jobs or len(self.beside))
 
     # ── the loop, in its own thread ──────────────────────────────────────────────────────────────────────────────
 

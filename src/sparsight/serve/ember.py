@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from typing import Annotated, Any, TypeVar
 
 from anyio import to_thread
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from sparsight.edits import Controller, When
 from sparsight.errors import BadInput
@@ -33,7 +33,7 @@ from sparsight.serve.known import Known
 from sparsight.serve.openai.wishes import controller_of, message_of
 from sparsight.serve.refusals import EMBER, Json
 from sparsight.serve.service import Served
-from sparsight.serve.visit import Visit, Visitor
+from sparsight.serve.visit import Visit, Visitor, unless_gone
 from sparsight.wire import to_ember
 
 T = TypeVar("T")
@@ -213,9 +213,10 @@ def _as_causes(scope: Scope, found: Attribution) -> list[dict[str, Any]]:
     "/attributions/generate-contrastive-dataset",
     response_model=tuple[list[list[shapes.EmberMessage]], list[list[shapes.EmberMessage]]],
 )
-async def generate_contrastive_dataset(visit: Visitor, asked: shapes.Specification) -> Json:
+async def generate_contrastive_dataset(visit: Visitor, asked: shapes.Specification, request: Request) -> Json:
     """Conversations without what the words say, and the same with it, written by the first model of this server."""
-    made = await visit.catalog.first.run(lambda scope: contrastive(scope, asked.specification), long=True)
+    making = visit.catalog.first.run(lambda scope: contrastive(scope, asked.specification), long=True)
+    made = await unless_gone(request.receive, making)
     return Json([[_as_chat(one) for one in side] for side in made])
 
 
@@ -225,10 +226,11 @@ def _as_chat(one: Any) -> list[dict[str, str]]:
 
 
 @router.post("/features/auto-edits", response_model=shapes.Edits)
-async def auto_edits_(visit: Visitor, asked: shapes.Wish) -> Json:
+async def auto_edits_(visit: Visitor, asked: shapes.Wish, request: Request) -> Json:
     """Nudges, in feature units, that make the model do what the words wish, found by what features do."""
     engine = visit.served(asked.model).engine
-    found = await engine.run(lambda scope: auto_edits(scope, asked.specification, places=("all",)), long=True)
+    search = engine.run(lambda scope: auto_edits(scope, asked.specification, places=("all",)), long=True)
+    found = await unless_gone(request.receive, search)
     if any(feature.unit != "scale" for feature, *_ in found.edits):
         raise BadInput("Ember's strengths count in feature units, and this SAE has none: serve it with its atlas.")
     told = await _named(engine, [feature.index for feature, *_ in found.edits])
@@ -237,10 +239,11 @@ async def auto_edits_(visit: Visitor, asked: shapes.Wish) -> Json:
 
 
 @router.post("/features/auto-conditional", response_model=shapes.Conditional)
-async def auto_conditional(visit: Visitor, asked: shapes.Wish) -> Json:
+async def auto_conditional(visit: Visitor, asked: shapes.Wish, request: Request) -> Json:
     """A condition that holds where the conversation is of the sort that the words say."""
     engine = visit.served(asked.model).engine
-    found = await engine.run(lambda scope: auto_condition(scope, asked.specification), long=True)
+    search = engine.run(lambda scope: auto_condition(scope, asked.specification), long=True)
+    found = await unless_gone(request.receive, search)
     (scope,) = to_ember(Controller(whens=(When(found.condition, Controller()),)))["scopes"]
     for comparison in scope["conditionals"]["conditionals"]:
         features = comparison["left_hand"]["features"]

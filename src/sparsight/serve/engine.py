@@ -106,7 +106,8 @@ class Engine(Protocol):
 
     async def run(self, work: Callable[[Scope], T], long: bool = False) -> T:
         """Something else that needs the model (reading, contrast, attribution), between two steps. long: of very many
-        passes, so that rows go on being written between those. Raises what it raises, and Busy where too much waits."""
+        passes, so that rows go on being written between those; where this is cancelled it ends before its next pass.
+        Raises what it raises, and Busy where too much waits."""
         ...
 
     def load(self) -> Load:

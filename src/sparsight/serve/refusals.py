@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -137,8 +137,19 @@ def refusal_of(error: Exception) -> Refusal:
 def _invalid(errors: Sequence[Any]) -> Refusal:
     """Fields that cannot be read."""
     params = [param_of(one["loc"]) for one in errors]
-    said = [f"{param}: {one['msg']}" if param else str(one["msg"]) for param, one in zip(params, errors, strict=True)]
+    said = [f"{param}: {one['msg']}" if param else _of_the_body(one) for param, one in zip(params, errors, strict=True)]
     return Refusal(400, "; ".join(dict.fromkeys(said[:8])), param=params[0] if params else None)
+
+
+def _of_the_body(error: Any) -> str:
+    """What is wrong with a body as a whole."""
+    if error["type"] == "json_invalid":
+        return (
+            f"The body is not JSON: {error.get('ctx', {}).get('error', error['msg'])} (character {error['loc'][-1]})."
+        )
+    if error["type"] == "missing":
+        return "The body is empty: send a JSON object."
+    return str(error["msg"])
 
 
 def param_of(loc: Sequence[Any]) -> str | None:
@@ -157,6 +168,8 @@ def refused(path: str, error: Exception) -> Response:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, HTTPException) and error.headers:
         headers |= dict(error.headers)
+    if isinstance(error, HTTPException) and told.status in (404, 405) and not error.headers:
+        told = replace(told, message=f"There is nothing at {path[:200]}: /openapi.json lists what this server has.")
     if is_embers(path):
         status, body = _as_embers(told, error)
         return Json(body, status, headers)

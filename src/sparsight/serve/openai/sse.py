@@ -14,6 +14,7 @@ from sparsight.serve.refusals import body_of, encoded, refusal_of
 from sparsight.serve.visit import unless_gone, visit_of
 
 DONE = b"data: [DONE]\n\n"
+BREAKS = {end.encode(): f"\\u{ord(end):04x}".encode() for end in "\x85\u2028\u2029"}  # besides those that JSON escapes
 
 
 class EventStream(Response):
@@ -52,5 +53,9 @@ async def _send(send: Send, event: bytes) -> None:
 
 
 def event_of(content: dict[str, Any]) -> bytes:
-    """As an event. "data: " within it is spelled otherwise, since there are clients that split at it."""
-    return b"data: " + encoded(content).replace(b"data: ", b"data:\\u0020") + b"\n\n"
+    """As an event. What is within it is spelled otherwise where there are clients that split at it: "data: ", and all
+    that Unicode calls the end of a line."""
+    text = encoded(content).replace(b"data: ", b"data:\\u0020")
+    for end, spelled in BREAKS.items():
+        text = text.replace(end, spelled)
+    return b"data: " + text + b"\n\n"
