@@ -50,7 +50,9 @@ def from_json(form: Mapping[str, Any] | str) -> Controller:
         raise
     except RecursionError:  # of json
         raise BadInput(f"{TOO_DEEP}.") from None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except KeyError as error:
+        raise BadInput(f"Not a controller: something in it lacks {error}.") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadInput(f"Not a controller: {type(error).__name__}: {error}") from error
 
 

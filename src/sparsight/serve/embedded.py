@@ -34,7 +34,7 @@ from sparsight.serve.waiting import Waiting
 
 T = TypeVar("T")
 JOBS = 64  # that may wait at once
-LONG = 2  # that may be under way at once
+LONG = 4  # that may be under way at once
 PREFIX_BYTES = 256 * 2**20
 MOST_LOGPROBS = 100
 

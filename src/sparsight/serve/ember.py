@@ -145,7 +145,7 @@ async def contrast_(visit: Visitor, asked: shapes.Contrasting) -> Json:
         [await _prompt(visit, engine, chat, f"{name}[{i}]") for i, chat in enumerate(dataset)]
         for name, dataset in (("dataset_1", asked.dataset_1), ("dataset_2", asked.dataset_2))
     ]
-    found = await engine.run(lambda scope: contrast(scope, second, first, asked.k_to_add, asked.k_to_remove))
+    found = await engine.run(lambda scope: contrast(scope, second, first, asked.k_to_add, asked.k_to_remove), long=True)
     sides = {"dataset_1_features": found.without, "dataset_2_features": found.with_}
     return Json({name: await _named(engine, [one.feature for one in side]) for name, side in sides.items()})
 

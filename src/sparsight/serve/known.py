@@ -12,7 +12,7 @@ from typing import Any
 from sparsight.atlas.brief import briefs
 from sparsight.atlas.meant import closeness, ranked_labels
 from sparsight.atlas.query import Query
-from sparsight.atlas.search import FUSED, search
+from sparsight.atlas.search import FUSED, WEIGHTS, search
 from sparsight.atlas.vectors import Embedder, default_embedder, vectors_of
 from sparsight.ids import feature_uuid, index_of
 from sparsight.lm.spelling import spellings
@@ -83,7 +83,7 @@ class Known:
         else:
             ids_of = partial(spellings, self.scope.lm.tokenizer) if self.scope.lm.has_tokenizer else None
             hits = search(atlas, Query(" ".join(words.split())), end, embedder, ids_of=ids_of)
-            rankings = 1 + (embedder is not None) + (ids_of is not None)
+            rankings = 1 + (embedder is not None) + WEIGHTS["tokens"] * (ids_of is not None)
             ranked = [(hit.feature, hit.score * (FUSED + 1) / rankings) for hit in hits]
         return self._with_relevance(ranked[start:end])
 

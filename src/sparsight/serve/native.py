@@ -53,7 +53,10 @@ async def about(visit: Visitor, model: Model = None) -> Response:
     """What a served model and its SAE are, as plain data; name: that it may be asked for by."""
     name = next(iter(visit.catalog)) if model is None else model
     scope = visit.served(name).engine.scope
-    return Json({"name": name, **scope.about()})
+    told = scope.about()
+    if scope.atlas is not None:
+        told["atlas"] = scope.atlas.folder.name  # where it lies is nobody's business
+    return Json({"name": name, **told})
 
 
 # ── features ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,7 +202,9 @@ async def contrast_(visit: Visitor, form: shapes.ContrastForm) -> Response:
     ]
     visit.charge(sum(len(prompt) for side in sides for prompt in side))
     options: dict[str, Any] = {"where": form.where, "pool": form.pool, "paired": form.paired}
-    found = await engine.run(lambda scope: contrast(scope, sides[0], sides[1], form.k, form.k_without, **options))
+    found = await engine.run(
+        lambda scope: contrast(scope, sides[0], sides[1], form.k, form.k_without, **options), long=True
+    )
     told = asdict(found)
     return Json({"with": told.pop("with_"), **told})
 
