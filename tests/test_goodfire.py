@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from engines import Threads, live
+from fastapi import FastAPI
 from goodfire.api import exceptions as raised
 from goodfire.api.chat.client import DEFAULT_SYSTEM_PROMPT
 from goodfire.controller.controller import Controller as TheirController
@@ -37,6 +38,7 @@ from sparsight.serve.app import create_app
 from sparsight.serve.catalog import Catalog
 from sparsight.serve.embedded import EmbeddedEngine
 from sparsight.serve.engine import Update
+from sparsight.serve.spec import ServeSpec
 from sparsight.serve.store import Store
 
 MODEL = "meta-llama/Meta-Llama-3.1-8B-Instruct"
@@ -299,7 +301,7 @@ def test_edits_are_made_from_a_wish(client, served, monkeypatch):
     """What finds them has tests of its own, and takes its time: here they are given."""
     asked = []
 
-    def found(scope, wish, places):
+    def found(scope, wish, writer, places):
         asked.append((wish, places))
         return SimpleNamespace(edits=((scope.features[3], 0.7, "all"), (scope.features[50], -0.2, "all")), note="")
 
@@ -315,7 +317,7 @@ def test_edits_are_made_from_a_wish(client, served, monkeypatch):
         answer.choices[0].message["content"] == local(served, [SYSTEM, *CHAT], f[3].nudge(0.7) + f[50].nudge(-0.2)).text
     )
     raw = SimpleNamespace(edits=((served.features[3].raw, 0.7, "all"),), note="")
-    monkeypatch.setattr(ember, "auto_edits", lambda scope, wish, places: raw)
+    monkeypatch.setattr(ember, "auto_edits", lambda scope, wish, writer, places: raw)
     with pytest.raises(raised.RequestFailedException, match="serve it with its atlas"):
         client.features.AutoSteer("talk like a pirate", model=MODEL)
 
@@ -344,6 +346,31 @@ def test_contrastive_conversations_are_written(client, served):
     first, second = client.features.contrast(without[:2], with_[:2], model=MODEL, top_k=2)
     assert len(first) <= 2
     assert len(second) <= 2
+
+
+elsewhere = FastAPI()
+
+
+@elsewhere.post("/v1/chat/completions")
+async def complete(body: dict):
+    """A model that writes one pair where it is asked for pirates, and else nonsense."""
+    asked = json.dumps(body)
+    pairs = [{"user": "Hello?", "without": "Good day.", "with": "Arr!"}] if "pirate" in asked else "no pairs"
+    return {"choices": [{"message": {"content": f"Here: {json.dumps(pairs)}"}}]}
+
+
+def test_a_model_elsewhere_writes_them_where_one_is_named(served):
+    with live(elsewhere) as there:
+        settings = ServeSpec(writer="a-model", writer_url=f"{there}/v1")
+        with live(create_app(Catalog({MODEL: Threads(served)}), settings)) as at:
+            client = goodfire.Client("any", base_url=at)
+            without, with_ = client.features.generate_contrastive_stimulus("talk like a pirate")
+            assert [[m["content"] for m in chats[0]] for chats in (without, with_)] == [
+                ["Hello?", "Good day."],
+                ["Hello?", "Arr!"],
+            ]
+            with pytest.raises(raised.RequestFailedException, match="The writer was asked for JSON"):
+                client.features.generate_contrastive_stimulus("talk like a butler")
 
 
 # ── bounds, and what is outside them ──────────────────────────────────────────────────────────────────────────────

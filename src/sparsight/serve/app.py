@@ -113,4 +113,6 @@ async def stop(service: Service) -> None:
     for engine in service.catalog.each():
         await asyncio.to_thread(engine.stop)
     service.store.close()
+    if service.writer is not None:
+        service.writer.close()
     tell("stopped")

@@ -214,8 +214,10 @@ def _as_causes(scope: Scope, found: Attribution) -> list[dict[str, Any]]:
     response_model=tuple[list[list[shapes.EmberMessage]], list[list[shapes.EmberMessage]]],
 )
 async def generate_contrastive_dataset(visit: Visitor, asked: shapes.Specification, request: Request) -> Json:
-    """Conversations without what the words say, and the same with it, written by the first model of this server."""
-    making = visit.catalog.first.run(lambda scope: contrastive(scope, asked.specification), long=True)
+    """Conversations without what the words say, and the same with it, written by the first model of this server, or by
+    the one elsewhere that it was given (`--writer`)."""
+    writer = visit.service.writer
+    making = visit.catalog.first.run(lambda scope: contrastive(scope, asked.specification, writer), long=True)
     made = await unless_gone(request.receive, making)
     return Json([[_as_chat(one) for one in side] for side in made])
 
@@ -229,7 +231,8 @@ def _as_chat(one: Any) -> list[dict[str, str]]:
 async def auto_edits_(visit: Visitor, asked: shapes.Wish, request: Request) -> Json:
     """Nudges, in feature units, that make the model do what the words wish, found by what features do."""
     engine = visit.served(asked.model).engine
-    search = engine.run(lambda scope: auto_edits(scope, asked.specification, places=("all",)), long=True)
+    writer = visit.service.writer
+    search = engine.run(lambda scope: auto_edits(scope, asked.specification, writer=writer, places=("all",)), long=True)
     found = await unless_gone(request.receive, search)
     if any(feature.unit != "scale" for feature, *_ in found.edits):
         raise BadInput("Ember's strengths count in feature units, and this SAE has none: serve it with its atlas.")
@@ -242,7 +245,8 @@ async def auto_edits_(visit: Visitor, asked: shapes.Wish, request: Request) -> J
 async def auto_conditional(visit: Visitor, asked: shapes.Wish, request: Request) -> Json:
     """A condition that holds where the conversation is of the sort that the words say."""
     engine = visit.served(asked.model).engine
-    search = engine.run(lambda scope: auto_condition(scope, asked.specification), long=True)
+    writer = visit.service.writer
+    search = engine.run(lambda scope: auto_condition(scope, asked.specification, writer=writer), long=True)
     found = await unless_gone(request.receive, search)
     (scope,) = to_ember(Controller(whens=(When(found.condition, Controller()),)))["scopes"]
     for comparison in scope["conditionals"]["conditionals"]:

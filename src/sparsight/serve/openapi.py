@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from sparsight.serve.openai.answers import REASONS
 from sparsight.serve.refusals import EMBER, OPENAI
 
-GATE = (400, 401, 408, 413, 429, 500, 503, 504)  # whatever route is asked for
+GATE = (400, 401, 408, 413, 429, 500, 502, 503, 504)  # whatever route is asked for
 REFUSED = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refused"}}}}
 
 

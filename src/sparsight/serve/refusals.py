@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from sparsight.errors import BadInput, Busy, Mismatch, SparsightError, Stopped, TooLong
+from sparsight.errors import BadInput, Busy, Mismatch, NoAnswer, SparsightError, Stopped, TooLong
 from sparsight.serve.catalog import NoModel
 from sparsight.serve.limits import OverLimit
 from sparsight.serve.store import NotYours
@@ -125,6 +125,8 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal(400, message, code="context_length_exceeded")
         case BadInput() | Mismatch():
             return Refusal(400, message, param=getattr(error, "param", None), code=getattr(error, "code", None))
+        case NoAnswer():  # of a model elsewhere
+            return Refusal(502, message, "server_error", code="no_answer")
         case SparsightError():
             return Refusal(500, message, "server_error")
         case HTTPException():

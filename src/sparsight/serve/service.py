@@ -13,6 +13,7 @@ from sparsight.serve.limits import Limits
 from sparsight.serve.metrics import Metrics
 from sparsight.serve.spec import ServeSpec
 from sparsight.serve.store import Store, Variant
+from sparsight.serve.writer import writer_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.catalog)
+        self.writer = writer_of(self.settings)
 
     def served(self, name: str) -> Served:
         """By "model", or "model:variant". Raises NoModel."""

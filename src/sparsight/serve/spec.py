@@ -37,6 +37,13 @@ class ServeSpec:
     body_seconds: float = knob(30.0, "longest that a body may take to arrive")
     choices: int = knob(16, "largest `n`, answers to one request")
     prompts: int = knob(64, "most prompts in one request for completions")
+    writer: str | None = knob(
+        None, "model elsewhere that writes contrastive chats, by its endpoint's name; None: the served one"
+    )
+    writer_url: str | None = knob(None, "where that endpoint's API begins; None: OpenAI's own")
+    writer_key_env: str | None = knob(
+        None, "environment variable with its key; None: OPENAI_API_KEY, and none for another writer_url"
+    )
     cors: tuple[str, ...] = knob((), "web origins whose pages may call this server, as https://example.org; *: any")
     log_prompts: bool = knob(False, "write what is asked and answered into the log")
 

@@ -189,6 +189,7 @@ REASONS = {
     408: "The body did not arrive in time",
     429: "Over a limit, or too much waits: come again after `Retry-After` seconds",
     500: "The server failed",
+    502: "A model elsewhere gave no answer",
     503: "The server is stopping",
     504: "The answer took too long",
 }
