@@ -107,7 +107,7 @@ class ContrastAnswer(BaseModel, extra="allow"):
 
     with_: list[dict[str, Any]] = Field(alias="with")
     without: list[dict[str, Any]]
-    chats: tuple[int, int]
+    chats: Annotated[list[int], Field(min_length=2, max_length=2)]
     note: str
 
 
