@@ -51,6 +51,8 @@ class Threads:
     async def run(self, work: Callable[[Scope], Any], long: bool = False) -> Any:
         return await asyncio.to_thread(work, self.scope)
 
+    alive = True
+
     def load(self) -> Load:
         running = sum(stream.writing for stream in self.streams)
         return Load(running, self.capacity, len(self.streams) - running, self.queue, self.written, self.written)

@@ -102,6 +102,14 @@ def test_two_models_of_one_name_are_refused():
 # ── operation ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_server_whose_engine_has_died_is_not_ready(scope):
+    engine = Threads(scope)
+    with TestClient(create_app(Catalog({"tiny": engine}))) as client:
+        assert client.get("/readyz").status_code == 200
+        engine.alive = False
+        assert client.get("/readyz").status_code == 503
+
+
 @pytest.mark.parametrize(("seconds", "last"), [(60.0, "data: [DONE]"), (0.1, "stopping")])
 def test_a_draining_server_says_so_and_lets_answers_end_or_cuts_them_off(scope, seconds, last):
     engine = Threads(scope, delay=0.05)

@@ -136,6 +136,11 @@ class EmbeddedEngine:
             raise Busy(f"{LONG} long uses of the model are under way: try again later.", self.waiting.retry_after())
         return await asyncio.wrap_future(future)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has started, and goes on."""
+        return self._thread is not None and self._thread.is_alive()
+
     def load(self) -> Load:
         """How busy it is."""
         with self._changed:

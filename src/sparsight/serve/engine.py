@@ -114,6 +114,11 @@ class Engine(Protocol):
         """How busy it is."""
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has started, and goes on."""
+        ...
+
     async def drain(self, seconds: float) -> bool:
         """Take nothing new, and let what is being written end; True where all of it ended in that time."""
         ...

@@ -31,9 +31,11 @@ async def healthz(visit: Visitor) -> Response:
 
 @router.get("/readyz", response_model=None, responses={200: {"model": Health}, 503: {"model": Health}})
 async def readyz(visit: Visitor) -> Response:
-    """Whether requests should be sent here: 503 before engines have started, and while the server is stopping."""
+    """Whether requests should be sent here: 503 before engines have started, where one has died, and while the server
+    is stopping."""
     answer = await healthz(visit)
-    if not visit.service.ready or visit.service.draining:
+    alive = all(engine.alive for engine in visit.catalog.each())
+    if not visit.service.ready or visit.service.draining or not alive:
         answer.status_code = 503
     return answer
 
