@@ -25,10 +25,11 @@ LINES = {train_ours.OURS: "-", "SAELens": ":", "dictionary_learning": "--", "spa
 
 
 def curves(result: dict[str, Any], name: str) -> dict[str, list[tuple[float, float]]]:
-    """{trainer: (L0, figure) pairs by L0} of one figure."""
+    """{trainer: (L0, figure) pairs by L0} of one figure, about where somebody aimed."""
     out: dict[str, list[tuple[float, float]]] = {}
+    aims = [run["aim"] for run in result["runs"].values() if run["aim"]]
     for run in result["runs"].values():
-        if run.get(name) is not None and run["l0"] > 0:
+        if run.get(name) is not None and 0.8 * min(aims) <= run["l0"] <= 1.25 * max(aims):
             out.setdefault(run["name"], []).append((run["l0"], run[name]))
     return {trainer: sorted(points) for trainer, points in out.items()}
 
@@ -42,7 +43,6 @@ def draw(axes: Any, result: dict[str, Any], name: str, said: str) -> None:
         width = 2.0 if library == train_ours.OURS else 1.2
         axes.plot(*zip(*points, strict=True), label=trainer, marker=".", linewidth=width, **style)
     axes.set(xscale="log", xlabel="L0", ylabel=said, yscale="log" if name == "fvu" else "linear")
-    axes.set_xlim(min(l0 for points in found.values() for l0, _ in points) * 0.8, 300)
     axes.grid(alpha=0.2, which="both")
 
 
