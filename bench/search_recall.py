@@ -27,7 +27,6 @@ import measure
 from sparsight.atlas.atlas import Atlas
 from sparsight.atlas.search import Hit, search
 from sparsight.atlas.vectors import Embedder, default_embedder
-from sparsight.cli.atlases import DEMO
 from sparsight.lm.spelling import load_tokenizer, spellings
 from sparsight.scope.load import demo_folder
 
@@ -36,8 +35,7 @@ CONCEPTS = Path(__file__).resolve().parent.parent / "demo" / "concepts.json"
 
 
 def ways(atlas: Atlas, embedder: Embedder | None) -> dict[str, Callable[[str], list[Hit]]]:
-    model = "demo" if atlas.about.model in DEMO else atlas.about.model
-    tokenizer = load_tokenizer(model, fingerprint=atlas.about.tokenizer)
+    tokenizer = load_tokenizer(atlas.about.model, fingerprint=atlas.about.tokenizer)
     ids_of = lru_cache(maxsize=None)(lambda text: spellings(tokenizer, text))
     given = {
         "all": {"embedder": embedder, "ids_of": ids_of},

@@ -41,8 +41,7 @@ class Words:
 @dataclass(frozen=True)
 class Columns:
     """numbers, words, flags: of every feature; label_*: of every label, and which feature that is of. score: of a
-    label, its detection; NaN where it has none. seen: the state of the table that the labels are those of, by
-    thread."""
+    label, its detection; NaN where it has none. state: of the table that the labels are those of; None before any."""
 
     numbers: dict[str, Float[np.ndarray, " feature"]]
     words: dict[str, Words]
@@ -50,7 +49,7 @@ class Columns:
     label_feature: Int[np.ndarray, " label"] = field(default_factory=lambda: np.zeros(0, np.int64))
     label_words: dict[str, Words] = field(default_factory=dict)
     label_score: Float[np.ndarray, " label"] = field(default_factory=lambda: np.zeros(0))
-    seen: set[tuple[int, int, int]] = field(default_factory=set)
+    state: tuple[int, int, int] | None = None
 
     def passing(self, one: Filter) -> Bool[np.ndarray, " feature"]:
         """The features that pass a filter; of labels, those that have one which does."""
@@ -86,13 +85,13 @@ _kept: WeakKeyDictionary[Atlas, Columns] = WeakKeyDictionary()
 def columns_of(atlas: Atlas) -> Columns:
     """The columns of an atlas as it is now."""
     found, now = _kept.get(atlas), atlas.state()
-    if found is not None and now in found.seen:
+    if found is not None and found.state == now:
         return found
     rows = list(atlas.rows(LABELS))
     feature, kind, method, score = zip(*rows, strict=True) if rows else ((), (), (), ())
     words = {"type": Words.of(list(kind)), "method": Words.of(list(method))}
     told = {"label_feature": np.array(feature, np.int64), "label_score": np.array(score, np.float64)}
-    made = replace(found or _figures(atlas), **told, label_words=words, seen={now})
+    made = replace(found or _figures(atlas), **told, label_words=words, state=now)
     _kept[atlas] = made
     return made
 

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from sparsight.edits import Controller, Edits
 from sparsight.lm.batch import Batch, Prompt
-from sparsight.lm.generate import sound
+from sparsight.lm.generate import entropy_of, sound
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.scope.effect import changes
 from sparsight.scope.scope import Scope
 from sparsight.scope.steering import Steering
 
-PART = 256  # tokens whose logits are in float32 at once
 Pairs = list[tuple[int, float]]  # (feature, activation), strongest first
 
 
@@ -56,8 +55,7 @@ def entropies(lm: ObservableLanguageModel, batch: Batch, steering: Steering) -> 
     if not steering.needs_entropy:
         return None
     logits, _ = lm.run(batch, {}, all_logits=True)
-    parts = (part.float().log_softmax(-1) for part in logits.split(PART, dim=1))
-    return torch.cat([-(log_p.exp() * log_p).sum(-1) for log_p in parts], dim=1)
+    return entropy_of(logits)
 
 
 def _changed(

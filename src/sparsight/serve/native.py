@@ -38,11 +38,11 @@ from sparsight.serve.openai.answers import ChatAnswer, answers
 from sparsight.serve.openai.chat import Chat
 from sparsight.serve.openai.forms import ChatForm
 from sparsight.serve.openai.rows import Rows
-from sparsight.serve.openai.sse import EventStream
+from sparsight.serve.openai.sse import answered
 from sparsight.serve.openai.telling import Telling
 from sparsight.serve.openai.wishes import chat_prompt, controller_of, message_of, requests_of
 from sparsight.serve.refusals import OPENAI, BadField, Json, NotThere, encoded
-from sparsight.serve.visit import Visit, Visitor, unless_gone
+from sparsight.serve.visit import Visit, Visitor
 
 router = APIRouter(prefix=OPENAI, tags=["features"])
 Model = Annotated[str | None, Query(description="A served name; the first one where it is left out.")]
@@ -175,21 +175,13 @@ async def compare(form: ChatForm, visit: Visitor, request: Request) -> Response:
         controller = controller_of(form.controller, served.engine.scope, served.controller)
         if not controller:
             raise BadField("controller", "There is no edit to compare with none: give a controller that has one.")
-        limit = form.max_tokens if form.max_completion_tokens is None else form.max_completion_tokens
-        logprobs = (form.top_logprobs or 0) if form.logprobs else None
-        more = (limit, logprobs, visit.owner, visit.settings.choices)
+        more = (form.most_tokens, form.alternatives, visit.owner, visit.settings.choices)
         (steered,) = requests_of(form, served.engine.scope, [prompt], controller, *more)
         return [replace(steered, controller=Controller()), steered]
 
     rows = Rows(visit, served, await asyncio.to_thread(asked), 2)
     told = Chat(form, rows, Telling(served, "chatcmpl"), False)
-    await rows.submit()
-    if form.stream:
-        return EventStream(told.chunks(), rows.close)
-    try:
-        return Json(await unless_gone(request.receive, told.whole()))
-    finally:
-        await rows.close()
+    return await answered(told, rows, request.receive, streams=bool(form.stream))
 
 
 @router.post("/contrast", responses=answers(shapes.ContrastAnswer, 404))

@@ -14,11 +14,11 @@ from sparsight.serve.openai.answers import ChatAnswer, answers
 from sparsight.serve.openai.forms import ChatForm, EmberChatForm
 from sparsight.serve.openai.logprobs import chat_entry
 from sparsight.serve.openai.rows import Rows
-from sparsight.serve.openai.sse import EventStream
+from sparsight.serve.openai.sse import answered
 from sparsight.serve.openai.telling import Telling
 from sparsight.serve.openai.wishes import chat_prompt, controller_of, requests_of
-from sparsight.serve.refusals import EMBER, OPENAI, Json
-from sparsight.serve.visit import Visit, Visitor, unless_gone
+from sparsight.serve.refusals import EMBER, OPENAI
+from sparsight.serve.visit import Visit, Visitor
 
 router = APIRouter(tags=["chat"])
 
@@ -42,13 +42,7 @@ async def respond(form: ChatForm, visit: Visit, request: Request, embers: bool =
     told = Chat(form, rows, Telling(served, "chatcmpl"), embers)
     if visit.settings.log_prompts:
         visit.note(messages=[message.model_dump(exclude_none=True) for message in form.messages])
-    await rows.submit()
-    if form.stream:
-        return EventStream(told.chunks(), rows.close)
-    try:
-        return Json(await unless_gone(request.receive, told.whole()))
-    finally:
-        await rows.close()
+    return await answered(told, rows, request.receive, streams=bool(form.stream))
 
 
 def _asked(form: ChatForm, visit: Visit, served: Any) -> Any:
@@ -56,9 +50,9 @@ def _asked(form: ChatForm, visit: Visit, served: Any) -> Any:
     scope = served.engine.scope
     prompt = chat_prompt(form, scope)
     controller = controller_of(form.controller, scope, served.controller)
-    limit = form.max_tokens if form.max_completion_tokens is None else form.max_completion_tokens
-    logprobs = (form.top_logprobs or 0) if form.logprobs else None
-    return requests_of(form, scope, [prompt], controller, limit, logprobs, visit.owner, visit.settings.choices)
+    return requests_of(
+        form, scope, [prompt], controller, form.most_tokens, form.alternatives, visit.owner, visit.settings.choices
+    )
 
 
 class Chat:

@@ -16,11 +16,11 @@ from sparsight.serve.openai.chat import events_of
 from sparsight.serve.openai.forms import CompletionForm
 from sparsight.serve.openai.logprobs import CompletionLogprobs
 from sparsight.serve.openai.rows import Rows
-from sparsight.serve.openai.sse import EventStream
+from sparsight.serve.openai.sse import answered
 from sparsight.serve.openai.telling import Telling
 from sparsight.serve.openai.wishes import COMPLETION, controller_of, requests_of, text_prompts
-from sparsight.serve.refusals import OPENAI, Json
-from sparsight.serve.visit import Visit, Visitor, unless_gone
+from sparsight.serve.refusals import OPENAI
+from sparsight.serve.visit import Visit, Visitor
 
 router = APIRouter(tags=["completions"])
 
@@ -33,13 +33,7 @@ async def completions(form: CompletionForm, visit: Visitor, request: Request) ->
     told = Completion(form, rows, Telling(served, "cmpl"))
     if visit.settings.log_prompts:
         visit.note(prompt=form.prompt)
-    await rows.submit()
-    if form.stream:
-        return EventStream(told.chunks(), rows.close)
-    try:
-        return Json(await unless_gone(request.receive, told.whole()))
-    finally:
-        await rows.close()
+    return await answered(told, rows, request.receive, streams=bool(form.stream))
 
 
 def _asked(form: CompletionForm, visit: Visit, served: Any) -> Any:

@@ -117,6 +117,16 @@ class ChatForm(Writing):
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Of an answer, by whichever of its two spellings was given."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """Likeliest tokens to tell beside each; None where no log-probabilities are wanted."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class EmberChatForm(ChatForm):
     """POST /api/inference/v1/chat/completions: the same, with Ember's bound on messages."""

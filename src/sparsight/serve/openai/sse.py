@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sparsight.errors import SparsightError
 from sparsight.serve.logs import tell
-from sparsight.serve.refusals import body_of, encoded, refusal_of
+from sparsight.serve.openai.rows import Rows
+from sparsight.serve.refusals import Json, body_of, encoded, refusal_of
 from sparsight.serve.visit import unless_gone, visit_of
 
 DONE = b"data: [DONE]\n\n"
@@ -46,6 +47,25 @@ class EventStream(Response):
             visit_of(scope).note(failed=str(error)[:200])
             await _send(send, event_of(body_of(refusal_of(error))))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Told(Protocol):
+    """An answer in either manner."""
+
+    def chunks(self) -> AsyncIterator[dict[str, Any]]: ...
+    async def whole(self) -> dict[str, Any]: ...
+
+
+async def answered(told: Told, rows: Rows, receive: Receive, streams: bool) -> Response:
+    """Puts the rows into the queue, and tells their answer as it is written, or at its end; they are let go whatever
+    happens. Raises what `submit` raises."""
+    await rows.submit()
+    if streams:
+        return EventStream(told.chunks(), rows.close)
+    try:
+        return Json(await unless_gone(receive, told.whole()))
+    finally:
+        await rows.close()
 
 
 async def _send(send: Send, event: bytes) -> None:
