@@ -690,7 +690,7 @@ class Scripted(Threads):
 @pytest.mark.parametrize(
     "text",
     [
-        "مرحبا بك، كيف حالك اليوم؟ " * 4,
+        "مرحبا بك، كيف حالك اليوم؟ " * 2,
         "👩‍👩‍👧‍👦🏴‍☠️🙂🇩🇪 " * 3,
         'data: {"a": 1}\n\ndata: [DONE]\n\n',
         "日本語 ไทย עברית 😀\u2028\u0000end",
