@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import FEATURES, VOCABULARY, llama, random_sae
 from test_generate import other_model
+from test_slots import windowed
 from torch.testing import assert_close
 
 from sparsight.edits import Controller, Edit, Feature, When
@@ -545,13 +546,28 @@ def test_an_edit_that_leaks_into_other_rows_is_found_out(scope64, monkeypatch):
         EmbeddedEngine(scope64).start()
 
 
-@pytest.mark.parametrize(("name", "why"), [("sliding", "a sliding window"), ("gpt-neo", "cache of fixed size")])
-def test_a_model_whose_rows_cannot_stand_side_by_side_is_refused(name, why):
-    scope = Scope(
-        other_model(name), random_sae(hook_point="model.layers.1" if name == "sliding" else "transformer.h.1")
-    )
-    with pytest.raises(BadInput, match=why):
+def test_a_model_whose_rows_cannot_stand_side_by_side_is_refused():
+    scope = Scope(other_model("gpt-neo"), random_sae(hook_point="transformer.h.1"))
+    with pytest.raises(BadInput, match="cache of fixed size"):
         EmbeddedEngine(scope).start()
+
+
+@pytest.mark.parametrize("compiled", [False, [2]], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_a_model_with_a_sliding_window_writes_in_a_batch_what_it_writes_alone(name, compiled, unchecked):
+    scope = Scope(windowed(name), random_sae("relu", torch.float64))
+    turns = random.Random(3)
+    begun = [turns.randrange(10, 390) for _ in range(70)]  # beyond two blocks and four windows
+    prompts = [[*begun, 5], [7, 8], [*begun, 6], begun[:12]]
+    wishes = [None, F[3].nudge(4), F[9].pin(3), Controller((F[27].nudge(3),), min_nudge_entropy=1.0)]
+    with running(scope, rows=2, longest=128, compiled=compiled) as engine:
+        for _ in range(2):  # the second time from what is kept
+            requests = [asked(scope, p, c, max_new_tokens=24) for p, c in zip(prompts, wishes, strict=True)]
+            outs = all_heard(engine, requests)
+            for request, updates in zip(requests, outs, strict=True):
+                check_alone(scope, request, updates)
+        assert outs[0][0].cached == 64
+        empty(engine)
 
 
 def test_gpt2_is_served_too(tokenizer):

@@ -1,5 +1,6 @@
 """Rows that stand side by side, come and go: each sees its own tokens and nobody else's, and is steered by itself."""
 
+import copy
 import random
 
 import pytest
@@ -9,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_steering import KINDS, any_controller
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, MistralConfig, Qwen2Config
 
 from sparsight.edits import Controller, Feature
 from sparsight.errors import BadInput, TooLong
 from sparsight.lm.batch import Place
+from sparsight.lm.cache import full_cache, own_cache
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.lm.slot_step import SlotSteps
-from sparsight.lm.slots import SMALLEST, Slots
+from sparsight.lm.slots import SMALLEST, Slots, why_no_slots, windows
 from sparsight.scope.layout import Shape
 from sparsight.scope.program import compile_controller
 from sparsight.scope.steering import Steering
@@ -27,8 +30,37 @@ def endless() -> ObservableLanguageModel:
     return ObservableLanguageModel(llama(torch.float64, eos_token_id=None, max_position_embeddings=512))
 
 
+SMALL = {
+    "hidden_size": D,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "vocab_size": 400,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "sliding_window": 16,
+}
+MIXED = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]}
+WINDOWED = {  # configs whose layers see a window
+    "mistral": MistralConfig(**SMALL),
+    "gemma2": Gemma2Config(**SMALL, **MIXED),
+    "gemma3": Gemma3TextConfig(**SMALL, **MIXED),
+    "qwen2": Qwen2Config(**SMALL, use_sliding_window=True, max_window_layers=2),
+}
+
+
+def windowed(name, **more) -> ObservableLanguageModel:
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(copy.deepcopy(WINDOWED[name]), **more)
+    return ObservableLanguageModel(made.to(torch.float64).eval())
+
+
 def prefilled(lm, ids):
-    return lm.run(lm.batch(lm.prompts([ids])), {}, use_cache=True)[1]
+    past = full_cache()
+    lm.run(lm.batch(lm.prompts([ids])), {}, past, use_cache=True)
+    return past
 
 
 class Packed:
@@ -59,15 +91,53 @@ class Packed:
         return logits, read
 
     def check(self, logits, read):
+        rounding = {}
+        if self.lm.model.config._attn_implementation == "eager":  # whose softmax is in float32
+            rounding = {"rtol": 1e-4, "atol": 1e-4}
         for row, text in enumerate(self.texts):
             theirs, _, flow = self.lm.forward(text, [HOOK])
-            assert_close(logits[row], theirs[0])
-            assert_close(read[row], flow[HOOK][0, -1])
+            assert_close(logits[row], theirs[0], **rounding)
+            assert_close(read[row], flow[HOOK][0, -1], **rounding)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_each_row_sees_its_own_tokens_whoever_comes_and_goes(endless, seed):
-    turns, packed = random.Random(seed), Packed(endless)
+    come_and_go(endless, seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [(name, "sdpa") for name in WINDOWED if name != "gemma2"] + [("gemma2", "eager"), ("qwen2", "eager")],
+)
+def test_a_layer_with_a_window_sees_the_tokens_in_it(name, how):
+    lm = windowed(name, attn_implementation=how)
+    assert why_no_slots(lm) is None
+    assert 16 in windows(lm)
+    come_and_go(lm, 0)
+
+
+def test_a_window_takes_its_own_tokens_of_memory():
+    packed = Packed(windowed("gemma3"))
+    packed.join(list(range(10, 200)))
+    assert [keys.shape[2] for keys in packed.slots.keys] == [16, 16, 256, 16]
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    ({"layer_types": ["chunked_attention"] * 4, "attention_chunk_size": 16}, "it attends in chunks"),
+    ({"_attn_implementation": "flash_attention_2"}, "flash attention takes a sliding window's tokens in order"),
+])  # fmt: skip
+def test_windows_that_no_ring_can_be_are_refused(change, why):
+    lm = windowed("gemma2")
+    past = own_cache(lm)
+    for key, value in change.items():
+        setattr(lm.model.config, key, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparsight.lm.slots.own_cache", lambda _: past)
+        assert why in str(why_no_slots(lm))
+
+
+def come_and_go(lm, seed):
+    turns, packed = random.Random(seed), Packed(lm)
 
     def some(n):
         return [turns.randrange(6, 400) for _ in range(n)]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from sparsight.errors import BadInput
 from sparsight.lm.batch import as_tensor
+
+if TYPE_CHECKING:
+    from sparsight.lm.lm import ObservableLanguageModel
 
 CACHE_WORDS = ("cache", "past_key_values", "cache_params")  # since transformers 5.24; before; of states, before
 
@@ -37,8 +40,22 @@ def first_keys(past: Cache) -> Tensor | None:
     return next((k for k in keys if isinstance(k, Tensor)), None)
 
 
+def own_cache(lm: ObservableLanguageModel) -> Cache:
+    """The cache that a model makes itself, after one token: its layers' types say what each of them keeps."""
+    batch = lm.batch(torch.zeros(1, 1, dtype=torch.int64, device=lm.device))
+    past = lm.run(batch, {}, use_cache=True)[1]
+    assert past is not None
+    return past
+
+
+def full_cache() -> Cache:
+    """A cache that keeps all tokens of all layers, where a model's own would keep those of a sliding window alone: so
+    any beginning of it can be gone on from. What a window hides is masked all the same."""
+    return DynamicCache()
+
+
 def pairs(past: Cache) -> list[tuple[Tensor, Tensor]]:
-    """(keys, values) of each layer, [batch, head, seen, d], of a cache of plain full attention."""
+    """(keys, values) of each layer, [batch, head, seen, d], of a cache of attention alone."""
     out = []
     for layer in past.layers:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)

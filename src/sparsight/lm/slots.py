@@ -2,6 +2,7 @@
 
     keys, values    [row, head, capacity, d] of each layer; the rows that are written are the first n
     a step          writes each row's new token at that row's own place, and lets it see the places before
+    a window        is a ring: a layer that sees the last w tokens alone has w places, and token t lies at t mod w
 
 So nothing is padded, rows of any length stand side by side, and a row that leaves makes room for the last one. Prompts
 are run apart, and what they left is copied in.
@@ -13,10 +14,10 @@ import math
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from sparsight.errors import BadInput, TooLong
-from sparsight.lm.cache import pairs
+from sparsight.lm.cache import own_cache, pairs
 from sparsight.lm.lm import ObservableLanguageModel
 
 SMALLEST = 128  # tokens of a row's first capacity; it grows by doubling
@@ -33,6 +34,7 @@ class Slots:
         self.capacity = limit if whole else min(SMALLEST, limit)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.windows: list[int | None] = []  # of each layer, tokens; None where it sees all
 
     @property
     def bytes(self) -> int:
@@ -42,21 +44,25 @@ class Slots:
     @torch.inference_mode(False)
     @torch.no_grad()
     def put(self, row: int, past: Cache, room: int) -> None:
-        """Copies in what a pass over one prompt left. room: tokens that the row will have at most."""
+        """Copies in what a pass over one prompt left in a `full_cache`. room: tokens that the row will have at most."""
         if room > self.limit:
             raise TooLong(f"A row holds {self.limit:,} tokens, prompt and answer together; this one wants {room:,}.")
         if not self.keys:
             self._take(past)
         self._reserve(room)
-        for mine, theirs in zip(self._layers(), pairs(past), strict=True):
+        for (*mine, window), theirs in zip(self._layers(), pairs(past), strict=True):
             for slot, given in zip(mine, theirs, strict=True):
-                slot[row, :, : given.shape[2]].copy_(given[0])
+                tokens = given.shape[2]
+                if window is None or tokens <= window:
+                    slot[row, :, :tokens].copy_(given[0])
+                else:
+                    slot[row].copy_(given[0, :, -window:].roll(tokens % window, 1))
 
     @torch.no_grad()
     def fill(self, row: int, length: int, last: int, last_length: int) -> None:
         """Frees a row of so many tokens, by moving the last one in. What is left behind is forgotten: numbers that
         overflowed there would spoil the next row, which they are masked from but multiplied with, by zero."""
-        for tensor in (*self.keys, *self.values):
+        for tensor in (*self.keys, *self.values):  # past its end a slice is the whole, which a ring is
             tensor[row, :, :length].zero_()
             if row != last:
                 tensor[row, :, :last_length].copy_(tensor[last, :, :last_length])
@@ -66,14 +72,17 @@ class Slots:
         """The first rows as the cache of one step. positions: [row], where each row's new token goes; width: so many
         places of each are looked at."""
         rows = torch.arange(len(positions), device=positions.device)
-        return Cache(layers=[SlotLayer(k, v, rows, positions, width) for k, v in self._layers()])
+        return Cache(layers=[SlotLayer(k, v, rows, positions, width, window) for k, v, window in self._layers()])
 
-    def _layers(self) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(self.keys, self.values, strict=True))
+    def _layers(self) -> list[tuple[Tensor, Tensor, int | None]]:
+        return list(zip(self.keys, self.values, self.windows, strict=True))
 
     def _take(self, past: Cache) -> None:
-        taken = [(self._zeros(keys, self.capacity), self._zeros(values, self.capacity)) for keys, values in pairs(past)]
-        self.keys, self.values = ([pair[which] for pair in taken] for which in (0, 1))
+        self.windows = windows(self.lm)
+        layers = list(zip(pairs(past), self.windows, strict=True))
+        self.keys, self.values = (
+            [self._zeros(pair[which], self.capacity, window) for pair, window in layers] for which in (0, 1)
+        )
 
     def _reserve(self, room: int) -> None:
         """Doubles the capacity until a row of so many tokens fits."""
@@ -82,15 +91,17 @@ class Slots:
             capacity = min(capacity * 2, self.limit)
         if capacity != self.capacity:
             for tensors in (self.keys, self.values):
-                for i, tensor in enumerate(tensors):
-                    wider = self._zeros(tensor, capacity)
-                    wider[:, :, : self.capacity].copy_(tensor[:, :, : self.capacity])
+                for i, (tensor, window) in enumerate(zip(tensors, self.windows, strict=True)):
+                    if window is not None and tensor.shape[2] == window:
+                        continue  # it is a whole ring
+                    wider = self._zeros(tensor, capacity, window)
+                    wider[:, :, : self.capacity].copy_(tensor)
                     tensors[i] = wider
             self.capacity = capacity
 
-    def _zeros(self, like: Tensor, capacity: int) -> Tensor:
+    def _zeros(self, like: Tensor, capacity: int, window: int | None) -> Tensor:
         """One layer's keys or values. Raises BadInput where the device has no memory for it."""
-        size = self.rows, like.shape[1], capacity, like.shape[3]
+        size = self.rows, like.shape[1], capacity if window is None else min(capacity, window), like.shape[3]
         try:
             return like.new_zeros(size)
         except RuntimeError as error:
@@ -100,14 +111,18 @@ class Slots:
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer of a step's view: writes a token per row, each at its own place, and shows the first `width` places."""
+    """One layer of a step's view: writes a token per row, each at its own place, and shows the first `width` places;
+    of a window all its places, once they are written, whose order does not matter to attention."""
 
     is_compileable = True
-    is_sliding = False
 
-    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor, width: int):
+    def __init__(
+        self, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor, width: int, window: int | None = None
+    ):
         super().__init__()
-        self.keys, self.values, self.rows, self.positions, self.width = keys, values, rows, positions, width
+        self.keys, self.values, self.rows, self.positions, self.window = keys, values, rows, positions, window
+        self.width = width if window is None else min(width, window)
+        self.is_sliding = window is not None
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -118,10 +133,11 @@ class SlotLayer(CacheLayerMixin):
         keys, values = self.keys, self.values
         assert isinstance(keys, Tensor)
         assert isinstance(values, Tensor)
-        rows, positions = self.rows.to(keys.device), self.positions.to(keys.device)
-        many = len(key_states)
-        keys[rows, :, positions] = key_states[:, :, 0]
-        values[rows, :, positions] = value_states[:, :, 0]
+        rows, places, many = self.rows.to(keys.device), self.positions.to(keys.device), len(key_states)
+        if self.window is not None:
+            places = places % self.window
+        keys[rows, :, places] = key_states[:, :, 0]
+        values[rows, :, places] = value_states[:, :, 0]
         return keys[:many, :, : self.width], values[:many, :, : self.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -136,10 +152,23 @@ class SlotLayer(CacheLayerMixin):
         return self.width
 
 
-def why_no_slots(lm: ObservableLanguageModel, past: Cache) -> str | None:
+def windows(lm: ObservableLanguageModel) -> list[int | None]:
+    """How many tokens each layer of the model's KV cache sees; None where it is all of them."""
+    return [
+        layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None for layer in own_cache(lm).layers
+    ]
+
+
+def why_no_slots(lm: ObservableLanguageModel) -> str | None:
     """Why rows of this model cannot be written side by side in slots; None where they can."""
-    if any(type(layer) is not DynamicLayer for layer in past.layers):
-        return "its KV cache is not of plain full attention (a sliding window, a state)"
+    layers = [type(layer) for layer in own_cache(lm).layers]
+    if any(layer not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return "its KV cache holds more than keys and values (a state)"
+    config = lm.model.config.get_text_config(decoder=True)
+    if "chunked_attention" in (getattr(config, "layer_types", None) or []):
+        return "it attends in chunks"
+    if DynamicSlidingWindowLayer in layers and "flash" in str(config._attn_implementation):
+        return "flash attention takes a sliding window's tokens in order (load it with attn_implementation='sdpa')"
     if not getattr(lm.model, "_can_compile_fullgraph", False):  # transformers' word for it; some write wrong tokens
         return "transformers says that it does not work with a cache of fixed size"
     if not lm.takes_positions:

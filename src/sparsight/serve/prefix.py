@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from sparsight.edits import Controller
 from sparsight.lm.batch import Prompt
-from sparsight.lm.cache import pairs
+from sparsight.lm.cache import full_cache, pairs
 from sparsight.scope.program import Program
 from sparsight.wire import fingerprint
 
@@ -85,7 +85,7 @@ class Prefixes:
         if not found:
             return None, []
         self._used(names[: len(found)])
-        cache = DynamicCache()
+        cache = full_cache()
         for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
             index = torch.tensor([block for block, _ in found], device=keys.device)
             cache.update(_joined(keys[index]), _joined(values[index]), layer)

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from sparsight.edits import Controller
 from sparsight.lm.batch import Batch, Prompt
-from sparsight.lm.cache import pairs
+from sparsight.lm.cache import full_cache, pairs
 from sparsight.lm.generate import entropy_of
 from sparsight.scope.effect import Effect, saw
 from sparsight.scope.scope import Scope
@@ -30,8 +30,8 @@ class Prompting:
     def __init__(self, scope: Scope, prompt: Prompt, controller: Controller, prefixes: Prefixes | None):
         self.scope, self.prompt, self.prefixes = scope, prompt, prefixes
         self.steering = Steering(scope.sae, [controller], [len(prompt)], scope.hook_point)
-        self.past: Cache | None = None
-        self.twin: Cache | None = None
+        self.past = full_cache()
+        self.twin: Cache | None = full_cache() if self.steering.needs_entropy else None
         self.logits: Tensor | None = None
         self.cached = 0
         self._tallies: list[Tally] = []
@@ -39,7 +39,8 @@ class Prompting:
         self._names: list[bytes] = []
         if prefixes is not None and not self.steering.needs_entropy:  # of a twin nothing is kept
             self._names = chain(prompt, controller, self.steering.steered[0].program)
-            self.past, self._tallies = prefixes.find(self._names)
+            known, self._tallies = prefixes.find(self._names)
+            self.past = self.past if known is None else known
             self.cached = len(self._tallies) * BLOCK
             self._restore()
         self.done = self.cached
@@ -56,10 +57,10 @@ class Prompting:
         lm, stop = self.scope.lm, min(self.done + tokens, len(self.prompt))
         batch, entropy = self._batch(stop), None
         if self.steering.needs_entropy:
-            logits, self.twin = lm.run(batch, {}, self.twin, use_cache=True, all_logits=True)
+            logits, _ = lm.run(batch, {}, self.twin, use_cache=True, all_logits=True)
             entropy = entropy_of(logits)
         taps = {self.scope.hook_point: [lambda flow: self.act(flow, batch, entropy)]} if self.acts else {}
-        self.logits, self.past = lm.run(batch, taps, self.past, use_cache=True)
+        self.logits, _ = lm.run(batch, taps, self.past, use_cache=True)
         self.ran(batch)
 
     @property
@@ -101,7 +102,7 @@ class Prompting:
             b["fired"][0, event] = True
 
     def _keep(self) -> None:
-        if self.prefixes is None or not self._names or self.past is None:
+        if self.prefixes is None or not self._names:
             return
         new = len(self._names) - len(self._tallies)
         self.prefixes.keep(self._names, self.past, [*self._tallies, *self._told(new)])
@@ -140,10 +141,10 @@ def run_together(promptings: Sequence[Prompting]) -> None:
             out[row : row + 1, starts[row] :] = promptings[row].act(flow[row : row + 1, starts[row] :], own[row])
         return out
 
-    logits, past = lm.run(batch, {point: [edit]} if acting else {}, use_cache=True)
-    assert past is not None
+    past = full_cache()
+    logits, _ = lm.run(batch, {point: [edit]} if acting else {}, past, use_cache=True)
     for row, (one, start) in enumerate(zip(promptings, starts, strict=True)):
-        one.logits, one.past = logits[row : row + 1], DynamicCache()
+        one.logits = logits[row : row + 1]
         for layer, (keys, values) in enumerate(pairs(past)):
             one.past.update(keys[row : row + 1, :, start:], values[row : row + 1, :, start:], layer)
         one.ran(own[row])

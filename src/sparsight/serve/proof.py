@@ -25,18 +25,16 @@ TOKENS = 6  # of the prompt that it is proved on
 
 def prove(scope: Scope, rows: Rows) -> None:
     """Raises BadInput for a model that cannot be written side by side, NotSteered where an edit does not act."""
+    if why := why_no_slots(scope.lm):
+        raise BadInput(f"Requests to {scope.lm.name} cannot be written side by side: {why}. Use scope.chat.")
     ids = tuple(range(1, TOKENS + 2))
     prompt = Prompt(tuple(i % scope.lm.vocabulary for i in ids), (Kind.PROMPT | Kind.TEXT,) * len(ids))
     read = Prompting(scope, prompt, Controller(), None)
     read.step(TOKENS)
-    past = read.past
-    assert past is not None
-    if why := why_no_slots(scope.lm, past):
-        raise BadInput(f"Requests to {scope.lm.name} cannot be written side by side: {why}. Use scope.chat.")
     sizes = rows.steps.sizes or [min(2, rows.limit)]
     for size in sizes:
         for row in range(size):
-            rows.slots.put(row, past, len(ids))
+            rows.slots.put(row, read.past, len(ids))
     read.step(1)
     assert read.logits is not None
     steering = None if scope.sae.config.transcoder else Steering(scope.sae, [_nudge(scope, prompt)], [0])

@@ -53,7 +53,6 @@ class Rows:
     def join(self, row: Row, prompting: Prompting) -> None:
         """A row whose prompt has been run: its first token is chosen and told, and it is written from now on."""
         assert prompting.logits is not None
-        assert prompting.past is not None
         row.cached, at = prompting.cached, len(self.rows)
         self.rows.append(row)
         self._sampler = None
