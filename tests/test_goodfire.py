@@ -7,7 +7,7 @@ import threading
 import time
 from functools import partial
 from types import SimpleNamespace
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import goodfire
 import httpx
@@ -712,6 +712,21 @@ def test_any_text_arrives_as_it_was_written(served, text):
         assert not any("\ufffd" in chunk.choices[0].delta.content for chunk in chunks)
         whole = client.chat.completions.create(CHAT, model=MODEL)
         assert whole.choices[0].message["content"] == text
+
+
+def test_a_feature_of_another_sae_is_refused_and_one_saved_at_ember_counts_by_its_index(url, served):
+    def asked(id):
+        variant = Variant(MODEL)
+        variant.set(TheirFeature(UUID(id), "five", 5), 3.0)
+        return post(url, "/chat/completions", {"messages": CHAT, "model": "tiny", "temperature": 0, "max_tokens": 10,
+                                               "controller": variant.controller.json()})  # fmt: skip
+
+    refused = asked(feature_uuid("another SAE", 5))
+    assert refused.status_code == 422
+    assert "Feature 5 was found on another SAE" in refused.text
+    same = local(served, CHAT, f[5].nudge(3.0), max_new_tokens=10).text
+    for id in (str(uuid4()), feature_uuid(served.sae.fingerprint, 5), feature_uuid(None, 5)):
+        assert asked(id).json()["choices"][0]["message"]["content"] == same
 
 
 def test_many_clients_at_once_get_their_own_answers(url, served):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sparsight.edits import Comparison, Condition, Controller, Edit, Edits, Feature, Group, When
@@ -54,6 +55,29 @@ def from_json(form: Mapping[str, Any] | str) -> Controller:
         raise BadInput(f"Not a controller: something in it lacks {error}.") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadInput(f"Not a controller: {type(error).__name__}: {error}") from error
+
+
+def computed_ids(form: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
+    """(index, id) of the features in an Ember form whose ids were computed for an SAE; those that Ember itself gave say
+    nothing of ours."""
+    left: list[Any] = [form]
+    while left:
+        one = left.pop()
+        if isinstance(one, Mapping):
+            if "index_in_sae" in one and (id := _computed(one.get("uuid"))) is not None:
+                yield one["index_in_sae"], id
+            left += one.values()
+        elif isinstance(one, list | tuple):
+            left += one
+
+
+def _computed(id: Any) -> str | None:
+    """32 hex digits of an id that was computed from a name (version 5, as ours), None of any other."""
+    try:
+        read = uuid.UUID(id)
+    except (ValueError, AttributeError, TypeError):
+        return None
+    return read.hex if read.version == 5 else None
 
 
 def _refuse_deep(form: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sparsight.edits import Controller
 from sparsight.errors import SparsightError
+from sparsight.ids import feature_id
 from sparsight.lm.batch import Prompt
 from sparsight.lm.generate import check_room
 from sparsight.records import Message, Sampling
@@ -22,7 +23,7 @@ from sparsight.scope.scope import Scope
 from sparsight.serve.engine import Request
 from sparsight.serve.openai.forms import ChatForm, ChatMessage, CompletionForm, Part, Writing
 from sparsight.serve.refusals import BadField
-from sparsight.wire import from_json
+from sparsight.wire import computed_ids, from_json
 
 UNBOUNDED = 4096  # tokens of an answer, where neither the request nor the model's context says how many
 LARGEST = 32_768  # objects and lists in a controller's JSON: more than a row has room for
@@ -120,6 +121,10 @@ def controller_of(form: Mapping[str, Any] | None, scope: Scope, before: Controll
     """The variant's controller, then the request's own; one that this SAE has features for. Where it acts, and whether
     a row has room for it, is the engine's to say. Raises BadField."""
     check_size(form)
+    for index, id in () if form is None else computed_ids(form):
+        if id not in (feature_id(scope.sae.fingerprint, index), feature_id(None, index)):
+            what = f"Feature {index} was found on another SAE, as its uuid says, where it means something else"
+            raise BadField("controller", f"{what}: find it anew on this model, or send its index without the uuid.")
     try:
         wish = before if form is None else before + from_json(form) if before else from_json(form)
         if wish:
