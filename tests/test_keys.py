@@ -18,6 +18,8 @@ from starlette.testclient import TestClient
 from sparsight.cli import main
 from sparsight.edits import Controller, Feature
 from sparsight.errors import BadFile, BadInput
+from sparsight.records import Sampling
+from sparsight.serve import ember
 from sparsight.serve.app import create_app
 from sparsight.serve.catalog import Catalog
 from sparsight.serve.limits import Limits, OverLimit
@@ -134,6 +136,17 @@ def test_variants_belong_to_the_key_that_saved_them(file, opened):
     assert not store.delete("pirate", "anna")
 
 
+def test_what_was_saved_before_there_were_keys_is_everybodys_until_somebody_saves_it_anew(file, opened):
+    store = opened(file)
+    wish = Controller.of(Feature(3).nudge(0.5))
+    store.save("pirate", "tiny", wish)
+    store.save("poet", "tiny", wish)
+    assert store.delete("poet", "bob")
+    assert store.save("pirate", "tiny", wish, "anna").owner == "anna"
+    with pytest.raises(NotYours):
+        store.delete("pirate", "bob")
+
+
 def test_what_was_told_to_be_saved_survives_a_kill(file, opened):
     code = (
         "import sys\nfrom sparsight.edits import Controller, Feature\nfrom sparsight.serve.store import Store\n"
@@ -237,6 +250,42 @@ def test_with_keys_a_missing_or_wrong_one_is_401_before_anything_is_read(served)
         assert client.get(path).status_code == 200, "whoever runs the server needs no key"
     store.revoke_key("anna")
     assert client.post(CHAT, json=HELLO, headers=bearer(secret)).status_code == 401, "in a running server too"
+
+
+def test_a_file_that_cannot_be_read_is_said_to_be_so_and_not_which(served, caplog):
+    client, store = served
+    secret = store.add_key("anna")
+    with closing(sqlite3.connect(store.path)) as db:
+        db.execute("ALTER TABLE keys RENAME TO others")
+    out = client.post(CHAT, json=HELLO, headers=bearer(secret))
+    assert (out.status_code, out.json()["error"]["code"]) == (503, "storage")
+    assert str(store.path) not in out.text
+    assert "no such table: keys" in caplog.text
+    with closing(sqlite3.connect(store.path)) as db:
+        db.execute("ALTER TABLE others RENAME TO keys")
+    assert client.post(CHAT, json=HELLO, headers=bearer(secret)).status_code == 200
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_the_server_writes_for_itself_is_charged_too(served, monkeypatch, fails):
+    client, store = served
+    secret = store.add_key("anna", tokens_per_minute=100)
+
+    def writing(scope, text, writer):
+        scope.chat("Hello", sampling=Sampling(20, temperature=0.0))
+        if fails:
+            raise BadInput("Nothing came of it.")
+        return [], []
+
+    monkeypatch.setattr(ember, "contrastive", writing)
+    asked = {"specification": "a wish"}
+    where = "/api/inference/v1/attributions/generate-contrastive-dataset"
+    assert client.post(where, json=asked, headers=bearer(secret)).status_code == (422 if fails else 200)
+    service = client.app.state.service
+    wrote = len(service.catalog.first.scope.chat("Hello", sampling=Sampling(20, temperature=0.0)).ids)
+    spent = 100 - service.limits.budgets["anna", "tokens"].left
+    prompt = len(service.catalog.first.scope.lm.prompt("Hello"))
+    assert spent == pytest.approx(prompt + wrote - 1, abs=2), "the last token is not run"
 
 
 def test_over_a_limit_is_429_with_the_time_to_wait(served):

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from sparsight.errors import Stopped
+from sparsight.lm.batch import Batch
 from sparsight.scope.scope import Scope
 
 T = TypeVar("T")
@@ -86,6 +87,27 @@ class _Turn(AbstractContextManager[None]):
 
     def __exit__(self, *why: Any) -> None:
         self.turn.__exit__(*why)
+
+
+class Meter:
+    """Counts the tokens that a scope's passes run."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def on(self, scope: Scope) -> Scope:
+        """The same scope, counted."""
+        mine = copy.copy(scope)
+        mine.lm = copy.copy(scope.lm)
+        run = mine.lm.run
+
+        def counted(batch: Batch, *given: Any, **more: Any) -> Any:
+            out = run(batch, *given, **more)
+            self.tokens += int(batch.mask[:, -batch.ids.shape[1] :].sum())
+            return out
+
+        mine.lm.run = counted  # type: ignore[method-assign]
+        return mine
 
 
 def leaving(scope: Scope, gone: threading.Event) -> Scope:

@@ -217,7 +217,7 @@ async def generate_contrastive_dataset(visit: Visitor, asked: shapes.Specificati
     """Conversations without what the words say, and the same with it, written by the first model of this server, or by
     the one elsewhere that it was given (`--writer`)."""
     writer = visit.service.writer
-    making = visit.catalog.first.run(lambda scope: contrastive(scope, asked.specification, writer), long=True)
+    making = visit.run(visit.catalog.first, lambda scope: contrastive(scope, asked.specification, writer))
     made = await unless_gone(request.receive, making)
     return Json([[_as_chat(one) for one in side] for side in made])
 
@@ -232,7 +232,7 @@ async def auto_edits_(visit: Visitor, asked: shapes.Wish, request: Request) -> J
     """Nudges, in feature units, that make the model do what the words wish, found by what features do."""
     engine = visit.served(asked.model).engine
     writer = visit.service.writer
-    search = engine.run(lambda scope: auto_edits(scope, asked.specification, writer=writer, places=("all",)), long=True)
+    search = visit.run(engine, lambda scope: auto_edits(scope, asked.specification, writer=writer, places=("all",)))
     found = await unless_gone(request.receive, search)
     if any(feature.unit != "scale" for feature, *_ in found.edits):
         raise BadInput("Ember's strengths count in feature units, and this SAE has none: serve it with its atlas.")
@@ -246,7 +246,7 @@ async def auto_conditional(visit: Visitor, asked: shapes.Wish, request: Request)
     """A condition that holds where the conversation is of the sort that the words say."""
     engine = visit.served(asked.model).engine
     writer = visit.service.writer
-    search = engine.run(lambda scope: auto_condition(scope, asked.specification, writer=writer), long=True)
+    search = visit.run(engine, lambda scope: auto_condition(scope, asked.specification, writer=writer))
     found = await unless_gone(request.receive, search)
     (scope,) = to_ember(Controller(whens=(When(found.condition, Controller()),)))["scopes"]
     for comparison in scope["conditionals"]["conditionals"]:

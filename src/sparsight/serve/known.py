@@ -104,15 +104,18 @@ class Known:
         return [one | {"relevance": min(max(near, 0.0), 1.0)} for one, (_, near) in zip(told, ranked, strict=True)]
 
     def embedder(self) -> Embedder | None:
-        """The sentence model, once it has read all labels, which is begun when first asked for: until then, and where
-        none is installed, words are looked for as they stand."""
-        with self._turn:
-            ready = self._ready
-            if ready is None:
-                ready = self._ready = _in_thread(self._prepared)
+        """The sentence model, once it has read all labels: until then, and where none is installed, words are looked
+        for as they stand."""
         with suppress(TimeoutError):
-            return ready.result(PATIENCE)
+            return self.read_labels().result(PATIENCE)
         return None
+
+    def read_labels(self) -> Future[Embedder | None]:
+        """Have the sentence model read all labels, in a thread, once."""
+        with self._turn:
+            if self._ready is None:
+                self._ready = _in_thread(self._prepared)
+            return self._ready
 
     def _prepared(self) -> Embedder | None:
         embedder = default_embedder()

@@ -14,9 +14,10 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from sparsight.errors import BadInput, Busy, Mismatch, NoAnswer, SparsightError, Stopped, TooLong
+from sparsight.errors import BadFile, BadInput, Busy, Mismatch, NoAnswer, SparsightError, Stopped, TooLong
 from sparsight.serve.catalog import NoModel
 from sparsight.serve.limits import OverLimit
+from sparsight.serve.logs import tell
 from sparsight.serve.store import NotYours
 
 OPENAI, EMBER = "/v1", "/api/inference/v1"
@@ -125,6 +126,9 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal(400, message, code="context_length_exceeded")
         case BadInput() | Mismatch():
             return Refusal(400, message, param=getattr(error, "param", None), code=getattr(error, "code", None))
+        case BadFile():  # which file it is, the log says
+            said = "This server cannot use a file that it needs now; its log says which. Try again later."
+            return Refusal(503, said, "server_error", code="storage", retry_after=5.0)
         case NoAnswer():  # of a model elsewhere
             return Refusal(502, message, "server_error", code="no_answer")
         case SparsightError():
@@ -165,6 +169,8 @@ def param_of(loc: Sequence[Any]) -> str | None:
 def refused(path: str, error: Exception) -> Response:
     """The answer to a request at this path."""
     told = refusal_of(error)
+    if isinstance(error, BadFile):
+        tell("storage", error=error)
     headers = {} if told.retry_after is None else {"retry-after": str(max(1, math.ceil(told.retry_after)))}
     if told.status == 401:
         headers["www-authenticate"] = "Bearer"

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from sparsight.disk import first_line
 from sparsight.errors import BadInput, SparsightError
 from sparsight.serve.app import drain, stop
+from sparsight.serve.ember import known_of
 from sparsight.serve.logs import tell
 from sparsight.serve.service import Service
 from sparsight.serve.spec import ServeSpec
@@ -81,6 +82,8 @@ class Server(uvicorn.Server):
         if self.started and sockets:
             self.loop = asyncio.get_running_loop()
             host, port = sockets[0].getsockname()[:2]
+            for engine in self.service.catalog.each():
+                known_of(engine.scope).read_labels()  # so that no search need wait for it
             tell("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

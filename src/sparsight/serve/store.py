@@ -131,6 +131,15 @@ class Store:
             except sqlite3.Error as error:
                 raise BadFile(f"Cannot write '{self.path}': {first_line(error)}") from error
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raises BadFile where the file cannot be read."""
+        with self._turn:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise BadFile(f"Cannot read '{self.path}': {first_line(error)}") from error
+
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def add_key(self, name: str, **limits: int | None) -> str:
@@ -178,7 +187,7 @@ class Store:
 
     def _keys(self) -> dict[bytes, Key]:
         """By hash; read again only where the file was changed."""
-        with self._turn:
+        with self._reading():
             version = self._db.execute("PRAGMA data_version").fetchone()[0]  # moves when others write
             if self._known is None or self._known[0] != version:
                 names = ", ".join(("name", "created", "last_used", "revoked", *LIMITS))
@@ -189,8 +198,8 @@ class Store:
     # ── variants ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self, name: str, model: str, controller: Controller, owner: str = "") -> Variant:
-        """Save a controller under a name, in an older one's place if that is the same owner's. Raises BadInput, and
-        NotYours for another's."""
+        """Save a controller under a name, in an older one's place if that is the same owner's, or nobody's: it was
+        saved before there were keys. Raises BadInput, and NotYours for another's."""
         check_name(name, "A variant")
         variant = Variant(name, model, controller, owner, time.time())
         row = (name, model, json.dumps(to_json(controller)), owner, variant.saved)
@@ -216,12 +225,9 @@ class Store:
             return bool(db.execute("DELETE FROM variants WHERE name = ?", (name,)).rowcount)
 
     def _variants(self, which: str, values: tuple[Any, ...]) -> list[Variant]:
-        with self._turn:
+        with self._reading():
             asked = f"SELECT name, model, controller, owner, saved FROM variants {which}"
-            try:
-                rows = self._db.execute(asked, values).fetchall()
-            except sqlite3.Error as error:
-                raise BadFile(f"Cannot read '{self.path}': {first_line(error)}") from error
+            rows = self._db.execute(asked, values).fetchall()
         return [Variant(name, model, from_json(text), owner, saved) for name, model, text, owner, saved in rows]
 
 
@@ -231,7 +237,7 @@ class NotYours(SparsightError):
 
 def _check_owner(db: sqlite3.Connection, name: str, owner: str) -> None:
     found = db.execute("SELECT owner FROM variants WHERE name = ?", (name,)).fetchone()
-    if found and found[0] != owner:
+    if found and found[0] not in ("", owner):
         raise NotYours(f"The variant '{name}' was saved with another key. Take another name.")
 
 

@@ -4,20 +4,25 @@
 async def something(visit: Visitor) -> ...:
     served = visit.served(name)            which engine, and the variant's controller
     visit.charge(tokens)                   against the caller's budget
+    await visit.run(engine, work)          a long use of the model, charged
     visit.note(model=name)                 into the request's line of the log
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
-from starlette.types import Receive, Scope
+from starlette.types import Receive
+from starlette.types import Scope as AsgiScope
 
+from sparsight.scope.scope import Scope
+from sparsight.serve.beside import Meter
 from sparsight.serve.catalog import Catalog
+from sparsight.serve.engine import Engine
 from sparsight.serve.service import Served, Service
 from sparsight.serve.spec import ServeSpec
 from sparsight.serve.store import Key
@@ -59,6 +64,15 @@ class Visit:
         if self.key is not None:
             self.service.limits.charge(self.key, tokens)
 
+    async def run(self, engine: Engine, work: Callable[[Scope], T]) -> T:
+        """A long use of the model, beside its rows, whose tokens are taken off the caller's budget: also of what is
+        given up half-way."""
+        meter = Meter()
+        try:
+            return await engine.run(lambda scope: work(meter.on(scope)), long=True)
+        finally:
+            self.charge(meter.tokens)
+
     def note(self, **facts: Any) -> None:
         """Say more of this request in the log."""
         self.facts |= facts
@@ -73,7 +87,7 @@ def visit(request: Request) -> Visit:
     return request.scope[PLACE]
 
 
-def visit_of(scope: Scope) -> Visit:
+def visit_of(scope: AsgiScope) -> Visit:
     """The same, from an ASGI scope."""
     return scope[PLACE]
 
