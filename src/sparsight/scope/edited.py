@@ -41,13 +41,13 @@ def read_edited(scope: Scope, prompt: Prompt, wish: Edits, only: Sequence[int] |
 
 @torch.no_grad()
 def edited_logits(scope: Scope, prompt: Prompt, wish: Edits) -> Float[Tensor, " vocabulary"]:
-    """The logits of the next token, in float32, on the CPU. Raises BadInput where they are no numbers any more."""
+    """The next token's logits, in float32 at least, on the CPU. Raises BadInput where they are no numbers any more."""
     batch = scope.lm.batch([prompt])
     steering = scope.steering([Controller.of(wish)], [prompt])
     place = replace(batch.place, entropy=entropies(scope.lm, batch, steering))
     logits, _ = scope.lm.run(batch, scope.lm.taps({scope.hook_point: steering}, batch, place))
     sound(logits.argmax(-1), logits, [True])
-    return logits[0].float().cpu()
+    return logits[0].to(torch.promote_types(logits.dtype, torch.float32)).cpu()
 
 
 def entropies(lm: ObservableLanguageModel, batch: Batch, steering: Steering) -> Float[Tensor, "batch pos"] | None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from sparsight.edits import Controller, Edits
+from sparsight.edits import Edits
 from sparsight.errors import BadInput
-from sparsight.lm.generate import sound
 from sparsight.lm.lm import ObservableLanguageModel
 from sparsight.records import is_whole
+from sparsight.scope.edited import edited_logits
 from sparsight.scope.scope import Scope
 
 
@@ -26,7 +26,6 @@ class TokenLogit:
     probability: float
 
 
-@torch.no_grad()
 def next_logits(
     scope: Scope,
     messages: Any,
@@ -47,18 +46,12 @@ def next_logits(
     if named is not None and not named:
         raise BadInput("The vocabulary is empty: give texts of one token, or None for all.")
     prompt = lm.prompt(messages) if isinstance(messages, str) else lm.prompt(messages, **template)
-    steering = scope.steering([Controller.of(edits)], [prompt])
-    if steering.needs_entropy:
-        raise BadInput("Entropy bounds hold while the model writes: use chat(), or a controller without them.")
-    batch = lm.batch([prompt])
-    logits, _ = lm.run(batch, lm.taps({scope.hook_point: steering}, batch))
-    wide = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
-    sound(wide.argmax(-1, keepdim=True), logits, [True])
-    shares = wide.softmax(-1)
-    ids = torch.arange(len(wide)) if named is None else torch.tensor(sorted(named))
-    order = wide.cpu()[ids].argsort(descending=True, stable=True)[:top_k]
+    logits = edited_logits(scope, prompt, edits)
+    shares = logits.softmax(-1)
+    ids = torch.arange(len(logits)) if named is None else torch.tensor(sorted(named))
+    order = logits[ids].argsort(descending=True, stable=True)[:top_k]
     return [
-        TokenLogit(id, named[id] if named else text_of(lm, id), float(wide[id]), float(shares[id]))
+        TokenLogit(id, named[id] if named else text_of(lm, id), float(logits[id]), float(shares[id]))
         for id in ids[order].tolist()
     ]
 
