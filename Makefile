@@ -13,7 +13,7 @@ demo: .venv/core
 	@$(BIN)/sparsight demo
 
 test: .venv/dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -1,7 +1,10 @@
 """Compiled for the processor or in torch's operators: the sparse parts of a step give the same."""
 
 import builtins
+import subprocess
+import sys
 
+import numba
 import pytest
 import torch
 from hypothesis import given, settings
@@ -57,7 +60,41 @@ def test_a_step_chooses_products_of_matrices_by_counting_pairs(density, taken, m
     assert {who for who, _ in called} == {taken}
 
 
-def check_a_whole_step(other_do, shape, dtype, device="cpu"):
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core")
+def test_torchs_threads_are_as_many_as_before():
+    code = "import torch; torch.set_num_threads(1); from sparsight.train.kernels import kernels; "
+    code += "kernels(torch.device('cpu')); print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core")
+def test_the_number_of_threads_changes_no_bit():
+    threads = torch.get_num_threads()
+    try:
+        for many in (1, 2):
+            torch.set_num_threads(many)
+            do = kernels(torch.device("cpu"))
+            assert numba.get_num_threads() == many
+            shape = (300, 40, 30, 600, [200, 600], 5)
+            check_a_whole_step(Alone(do, 1), shape, torch.float32, base=Alone(do, 2), exactly=True)
+    finally:
+        torch.set_num_threads(threads)
+        kernels(torch.device("cpu"))
+
+
+class Alone:
+    """Compiled code on so many threads."""
+
+    def __init__(self, do, threads):
+        self.do, self.threads = do, threads
+
+    def __getattr__(self, name):
+        numba.set_num_threads(self.threads)
+        return getattr(self.do, name)
+
+
+def check_a_whole_step(other_do, shape, dtype, device="cpu", base=PLAIN, exactly=False):
     """Against Plain, on the same device."""
     rows, d_in, d_out, features, ends, seed = shape
     g = torch.Generator().manual_seed(seed)
@@ -94,9 +131,12 @@ def check_a_whole_step(other_do, shape, dtype, device="cpu"):
         return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=dtype).to(device)
 
     for unit in (False, True):
-        (a, u, p), (b, v, q) = whole(PLAIN, unit), whole(other_do, unit)
+        (a, u, p), (b, v, q) = whole(base, unit), whole(other_do, unit)
         for one, other in zip(a, b, strict=True):
             assert torch.equal(one, other)
+        if exactly:
+            assert all(torch.equal(one, other) for one, other in zip((*u, *p), (*v, *q), strict=True))
+            continue
         close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
         for one, other in zip((*u, *p), (*v, *q), strict=True):
             torch.testing.assert_close(one.to(dtype), other.to(dtype), **close)

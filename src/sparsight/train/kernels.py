@@ -44,8 +44,9 @@ class Compiled(Plain):
     name = "numba"
 
     def __init__(self, compiled: Any) -> None:
-        self._do = compiled
-        compiled.set_num_threads(min(torch.get_num_threads(), compiled.config.NUMBA_NUM_THREADS))
+        self._do, threads = compiled, torch.get_num_threads()
+        compiled.set_num_threads(min(threads, compiled.config.NUMBA_NUM_THREADS))
+        torch.set_num_threads(threads)  # Numba's pool, which begins here, gives torch all cores
 
     def above(self, pre: Tensor, bias: Tensor, least: Tensor) -> Pairs:
         return self._take(pre, bias, least, torch.full((len(pre),), -torch.inf, dtype=bias.dtype))
