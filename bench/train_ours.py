@@ -53,6 +53,7 @@ class Driven:
             groups=tuple(train_peers.matryoshka_widths(job)) if nested else (),
             product="float32" if exact else "bfloat16",
             revive=0 if like else None,
+            **({"rise": 0.0, "fit": False} if like else {}),
             seed=job.seed,
         )
         self.job, self.like, self.written = job, like, False

@@ -1,5 +1,7 @@
 """The gradient of every objective, pair by pair, is the one that autograd finds when everything is dense."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from sparsight.train.parallel import Team
 from sparsight.train.plain import Plain
 from sparsight.train.spec import TrainSpec
 from sparsight.train.trainer import Trainer
+from sparsight.train.weights import beginning
 
 ROWS, D_IN, D_OUT, FEATURES = 23, 11, 13, 48
 DOUBLE = {"dtype": torch.float64}
@@ -93,12 +96,13 @@ def test_the_gradient_over_pairs_is_the_dense_one(objective, groups, do):
     check_the_gradient(objective, groups, do)
 
 
+@pytest.mark.parametrize("rise", [0.0, 0.5])
 @pytest.mark.parametrize("clip", [None, 1e9])
 @pytest.mark.parametrize("objective", OBJECTIVE)
-def test_a_training_is_that_of_autograd_and_torchs_adam(objective, clip):
+def test_a_training_is_that_of_autograd_and_torchs_adam(objective, clip, rise):
     """clip: with a number the gradients are stored and Adam goes over them; without, each row has both at once."""
     made = {"d_hidden": FEATURES, "l0": 6.0, "batch": 64, "tokens": 640, "lr": 3e-3, "product": "float32", "aux": 0.0}
-    spec = TrainSpec(objective=objective, clip=clip, groups=(16, FEATURES), **made)
+    spec = TrainSpec(objective=objective, clip=clip, rise=rise, groups=(16, FEATURES), **made)
     g = torch.Generator().manual_seed(1)
     trainer = Trainer(spec, torch.randn(512, D_IN, generator=g, **DOUBLE) * 3 + 5, dtype=torch.float64)
     w = {name: tensor.clone().requires_grad_() for name, tensor in trainer.weights.items()}
@@ -107,6 +111,11 @@ def test_a_training_is_that_of_autograd_and_torchs_adam(objective, clip):
         x = torch.randn(spec.batch, D_IN, generator=g, **DOUBLE) * 3 + 5
         inside = trainer.read.inside(x, torch.float64)
         adam.param_groups[0]["lr"] = trainer.rate
+        if rise:  # its correction is for a constant: what it divides by is multiplied in again
+            t = trainer.steps + 1
+            beta2 = min(spec.beta2, 1 - t**-rise)
+            adam.param_groups[0] |= {"betas": (spec.beta1, beta2), "eps": 1e-8 / (1 - beta2**t) ** 0.5}
+            adam.param_groups[0]["lr"] /= (1 - beta2**t) ** 0.5
         adam.zero_grad()
         dense_loss(spec, w, inside, inside, trainer.sparsity.coefficient, spec.groups, []).backward()
         rows = w["W_dec"]
@@ -118,6 +127,34 @@ def test_a_training_is_that_of_autograd_and_torchs_adam(objective, clip):
         trainer.step(x)
     for name, tensor in w.items():
         torch.testing.assert_close(trainer.weights[name], tensor.detach(), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("groups", [(), (5, 16, FEATURES)], ids=["plain", "matryoshka"])
+@pytest.mark.parametrize("transcodes", [False, True])
+@pytest.mark.parametrize("objective", OBJECTIVE)
+def test_a_training_begins_at_the_scale_that_reconstructs_best(objective, transcodes, groups):
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(300, D_IN, generator=g, **DOUBLE)
+    y = x @ torch.randn(D_IN, 5, generator=g, **DOUBLE) if transcodes else x
+    spec = TrainSpec(objective=objective, l0=9.0, groups=groups, batch=64, tokens=64)
+    w = beginning(spec, FEATURES, x, y, g)
+
+    def error(factor):
+        pre = factor * (x @ w["W_enc"].T)
+        if objective in ("topk", "batchtopk"):
+            f = torch.zeros_like(pre).scatter(1, pre.topk(9).indices, 1.0) * pre.relu()
+        elif objective == "relu":
+            f = torch.relu(pre + factor * w["b_enc"])
+        else:
+            bound = w["log_threshold"].exp() if objective == "jumprelu" else -w["b_enc"]
+            f = pre * (pre > factor * bound)
+        return sum(float((f[:, :end] @ w["W_dec"][:end] - y).square().sum()) for end in groups or (FEATURES,))
+
+    assert error(1.0) < min(error(0.98), error(1.02))
+    norms = w["W_enc"].norm(dim=1)
+    torch.testing.assert_close(norms, norms[:1].expand_as(norms))
+    other = beginning(replace(spec, fit=False), FEATURES, x, y, g)
+    torch.testing.assert_close(other["W_enc"].norm(dim=1), torch.ones(FEATURES, **DOUBLE))
 
 
 def check_the_gradient(objective, groups, do, device="cpu"):

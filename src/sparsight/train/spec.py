@@ -30,7 +30,8 @@ class TrainSpec:
     warmup: float = knob(0.02, "share of the run over which the learning rate rises from 0")
     decay: float = knob(0.2, "share of the run, at its end, over which the learning rate falls to 0")
     beta1: float = knob(0.9, "decay of Adam's mean of gradients")
-    beta2: float = knob(0.99, "decay of Adam's mean of squared gradients")
+    beta2: float = knob(0.99, "decay of Adam's mean of squared gradients, at most")
+    rise: float = knob(0.5, "that decay is 1 - t^-rise at step t, until it is beta2; 0: beta2 from the first step on")
     clip: float | None = knob(None, "largest norm of all gradients together; None: as they are")
     ema: float | None = knob(None, "decay per step of an average of the weights, which is then saved; None: none")
     product: str = knob("bfloat16", f"numbers of the encoder's product: {', '.join(PRODUCTS)}; weights are float32")
@@ -48,6 +49,7 @@ class TrainSpec:
     )
     revive: int | None = knob(None, "tokens between revivals of dead features; None: as many as `dead`; 0: never")
 
+    fit: bool = knob(True, "scale the first encoder to what reconstructs best; false: rows of norm 1")
     start: int = knob(65_536, "tokens that the input's scale, centre and the first thresholds are taken from")
     validation: int = knob(65_536, "held-out tokens of a validation")
     validate: int = knob(20, "validations in the run")
@@ -76,7 +78,7 @@ class TrainSpec:
         check(self.l0, "l0", exact, "a whole number of features for topk")
         some = self.objective != "batchtopk" or self.l0 * self.batch >= 1
         check(self.l0, "l0", some, "at least one feature in a batch for batchtopk")
-        for name in ("aux", "checkpoint"):
+        for name in ("aux", "checkpoint", "rise"):
             check(getattr(self, name), name, finite(getattr(self, name), name) >= 0, "a number from 0 up")
         for name in ("beta1", "beta2", "ema"):
             given = getattr(self, name)
