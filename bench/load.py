@@ -37,9 +37,8 @@ class Process:
     model: str
 
     def cpu(self) -> float:
-        """Seconds of CPU time so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Seconds of CPU time so far, with that of its children."""
+        return sum(cpu_of(pid) for pid in family(self.pid))
 
     def memory(self) -> int:
         """Resident bytes."""
@@ -67,6 +66,7 @@ def serving(args: list[str], model: str, log: Path, ready: str = "/readyz") -> I
     port = free_port()
     command = [arg.replace("PORT", str(port)) for arg in args]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
     with log.open("w") as written:
         child = subprocess.Popen(command, stdout=written, stderr=written, env=environment)
     try:
@@ -85,6 +85,19 @@ def sparsight(folder: Path | None, keys: Path, *more: str) -> list[str]:
     """The command of our own server: of the demo, or of a model in a folder with the demo's SAE."""
     of = [] if folder is None else [str(folder), "--sae", str(demo_folder() / "sae")]
     return [sys.executable, "-m", "sparsight", "serve", *of, "--port", "PORT", "--keys", str(keys), *more]
+
+
+def family(pid: int) -> list[int]:
+    """A process and those that came of it."""
+    tasks = Path(f"/proc/{pid}/task")
+    children = {int(child) for task in tasks.glob("*/children") for child in task.read_text().split()}
+    return [pid, *(one for child in sorted(children) for one in family(child))]
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of CPU time of one process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def answers(port: int, path: str) -> bool:

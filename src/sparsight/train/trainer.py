@@ -159,8 +159,9 @@ class Trainer:
     def _descend(self, work: Work, g: Gradient) -> None:
         t = self.steps + 1
         s, team = self.spec, self.team
-        beta2 = min(s.beta2, 1 - t**-s.rise) if s.rise else s.beta2
-        rooted = 1.0 if s.rise else 1 / (1 - s.beta2**t) ** 0.5  # where it rises from 0, there is nothing to correct
+        rises = s.rise > 0 and not s.penalised
+        beta2 = min(s.beta2, 1 - t**-s.rise) if rises else s.beta2
+        rooted = 1.0 if rises else 1 / (1 - s.beta2**t) ** 0.5  # where it rises from 0, there is nothing to correct
         hyper = [self.rate / (1 - s.beta1**t), s.beta1, beta2, EPSILON, rooted]
         adam = torch.tensor(hyper, dtype=self.dtype)
         whole = team.data > 1 or s.clip is not None

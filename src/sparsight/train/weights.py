@@ -70,9 +70,9 @@ def beginning(
 
     Decoder rows are random directions, the encoder their transpose. A transcoder's decoder row (y is not x) is the mean
     target where the feature is active. Thresholds (biases, for relu and gated) are set such that every feature is
-    active on the same share of the sample: a few times as often as in the end. Then the encoder is scaled, and its
-    thresholds with it, to what reconstructs best: many active features of unit rows give several times the input, and
-    gradients so large that Adam takes small steps for a long while after.
+    active on the same share of the sample: a few times as often as in the end. For topk and batchtopk the encoder is
+    scaled to what reconstructs best: many active features of unit rows give several times the input, and gradients so
+    large that Adam takes small steps for a long while after.
     """
     d_in, d_out, dtype = x.shape[1], y.shape[1], x.dtype
     rows = torch.randn(d_hidden, d_in, generator=generator, dtype=torch.float64).to(x.device, dtype)
@@ -87,10 +87,8 @@ def beginning(
     level = torch.cat(levels)
     w["W_dec"] = torch.cat(out) if out else w["W_enc"].clone()
     w["W_dec"] /= w["W_dec"].norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    if spec.fit:
-        scale = best_scale(spec, w["W_enc"], w["W_dec"], level, x, y)
-        w["W_enc"] *= scale
-        level *= scale
+    if spec.fit and not spec.penalised:
+        w["W_enc"] *= best_scale(spec, w["W_enc"], w["W_dec"], x, y)
     return {**w, "b_dec": y.new_zeros(d_out), **first_thresholds(spec, level)}
 
 
@@ -98,22 +96,16 @@ def best_scale(
     spec: TrainSpec,
     encoder: Float[Tensor, "feature d_in"],
     decoder: Float[Tensor, "feature d_out"],
-    level: Float[Tensor, " feature"],
     x: Float[Tensor, "token d_in"],
     y: Float[Tensor, "token d_out"],
 ) -> float:
-    """Of all activations, such that the sum of squared errors, of all nested dictionaries together, is the least; 1
-    where nothing is active."""
+    """Of all activations, where each token keeps its k largest: such that the sum of squared errors, of all nested
+    dictionaries together, is the least. 1 where nothing is active."""
     d_hidden = len(encoder)
     x, y = (part[: max(SAMPLE // 4 // d_hidden, 1)] for part in (x, y))
     pre = x @ encoder.T
-    if spec.objective in ("topk", "batchtopk"):
-        values, features = pre.relu().topk(max(round(spec.l0), 1), dim=1)
-        f = torch.zeros_like(pre).scatter_(1, features, values)
-    elif spec.objective == "relu":
-        f = torch.relu(pre - level)
-    else:
-        f = torch.where(pre > level, pre, 0.0).relu_()
+    values, features = pre.relu().topk(max(round(spec.l0), 1), dim=1)
+    f = torch.zeros_like(pre).scatter_(1, features, values)
     along, square, x_hat = 0.0, 0.0, torch.zeros_like(y)
     for begin, end in itertools.pairwise((0, *(spec.groups or (d_hidden,)))):
         x_hat += f[:, begin:end] @ decoder[begin:end]
