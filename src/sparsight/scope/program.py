@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparsight.edits import Comparison, Condition, Controller, Edit, Feature, Group
-from sparsight.errors import BadInput, Mismatch
+from sparsight.errors import BadInput, Mismatch, NoFeature
+from sparsight.sae.codes import no_feature
 from sparsight.sae.sae import SparseAutoEncoder
 from sparsight.where import Where
 
@@ -191,8 +192,8 @@ class _Compiler:
         if feature.sae is not None and feature.sae != self.sae.fingerprint:
             made = f"{feature} was taken from the SAE {feature.sae}; this one is {self.sae.fingerprint}"
             raise Mismatch(f"{made}: its features mean other things.")
-        if feature.index not in self.places:
-            self.sae.checked_indices([feature.index])
+        if feature.index >= self.sae.d_hidden:
+            raise NoFeature(no_feature(feature.index, self.sae.d_hidden))
         return self.place(self.program.features, feature.index)
 
     def scale(self, feature: Feature) -> float:
