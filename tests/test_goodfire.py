@@ -721,6 +721,9 @@ def test_a_feature_of_another_sae_is_refused_and_one_saved_at_ember_counts_by_it
         return post(url, "/chat/completions", {"messages": CHAT, "model": "tiny", "temperature": 0, "max_tokens": 10,
                                                "controller": variant.controller.json()})  # fmt: skip
 
+    other = asked(feature_uuid(served.sae.fingerprint, 6))
+    assert other.status_code == 422
+    assert "The uuid is that of feature 6, and index_in_sae says 5" in other.text
     refused = asked(feature_uuid("another SAE", 5))
     assert refused.status_code == 422
     assert "Feature 5 was found on another SAE" in refused.text
@@ -762,3 +765,15 @@ def test_without_an_atlas_labels_alone_are_searched(scope, monkeypatch):
             assert (first.index_in_sae, first.label) == (3, "pirate speech")
             ranked = client.features.rerank(FeatureGroup([theirs(i, scope) for i in (7, 3, 50)]), asked, model="tiny")
             assert [one.index_in_sae for one in ranked] == [3, 7, 50]
+
+
+def test_where_the_sentence_model_fails_words_are_looked_for_and_the_next_search_tries_again(scope, monkeypatch):
+    told = known.Known(Scope(scope.lm, scope.sae, labels=scope.features.labels))
+
+    def failing():
+        raise OSError("no room")
+
+    monkeypatch.setattr(known, "default_embedder", failing)
+    assert told.found("pirate", 0, 1)[0]["index_in_sae"] == 3
+    monkeypatch.setattr(known, "default_embedder", Concepts)
+    assert told.found("buccaneer", 0, 1)[0]["index_in_sae"] == 3

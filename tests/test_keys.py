@@ -266,6 +266,45 @@ def test_a_file_that_cannot_be_read_is_said_to_be_so_and_not_which(served, caplo
     assert client.post(CHAT, json=HELLO, headers=bearer(secret)).status_code == 200
 
 
+def test_a_locked_file_keeps_nobody_waiting(served):
+    client, store = served
+    secret = store.add_key("anna")
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        assert client.post(CHAT, json=HELLO, headers=bearer(secret)).status_code == 200
+        assert time.monotonic() - began < 3
+        with pytest.raises(BadFile, match="database is locked"):
+            store.add_key("bob")
+        db.execute("ROLLBACK")
+    assert client.post(CHAT, json=HELLO, headers=bearer(secret)).status_code == 200
+    assert store.keys()[0].last_used is not None
+
+
+def test_a_key_is_not_read_from_a_file_that_is_gone(served):
+    client, store = served
+    secret = store.add_key("anna")
+    assert client.post(CHAT, json=HELLO, headers=bearer(secret)).status_code == 200
+    store.path.rename(store.path.with_name("gone.db"))
+    assert client.post(CHAT, json=HELLO, headers=bearer(secret)).status_code == 503
+    with closing(Store(store.path)):
+        assert client.post(CHAT, json=HELLO, headers=bearer(secret)).status_code == 503, "nor from another one"
+
+
+def test_a_variant_that_cannot_be_read_is_the_only_one(served, caplog):
+    client, store = served
+    wish = Controller.of(Feature(3).nudge(2))
+    for name in ("bad", "good"):
+        store.save(name, "tiny", wish)
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as db:
+        db.execute("""UPDATE variants SET controller = '{"schema": 2}' WHERE name = 'bad'""")
+    assert [one["name"] for one in client.get("/v1/variants").json()["data"]] == ["good"]
+    assert "The variant 'bad' in" in caplog.text
+    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["tiny", "tiny:good"]
+    for name, status in (("good", 200), ("bad", 503)):
+        assert client.post(CHAT, json=HELLO | {"model": f"tiny:{name}"}).status_code == status
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_the_server_writes_for_itself_is_charged_too(served, monkeypatch, fails):
     client, store = served

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from sparsight.errors import BadInput, Busy
+from sparsight.ids import feature_uuid
 from sparsight.serve.app import create_app
 from sparsight.serve.catalog import Catalog
 from sparsight.serve.spec import ServeSpec
@@ -288,14 +289,17 @@ def test_no_strength_makes_more_than_an_error(client, strength):
         {"schema": "1", "edits": []},
         {"interventions": [{"mode": "nudge"}]},
         {"interventions": [{"mode": "nudge", "features": {"features": [{"index_in_sae": 1.5}]}, "value": 1}]},
+        *({"interventions": [{"mode": "nudge", "features": {"features": [{"uuid": feature_uuid("a", 5),
+           "index_in_sae": wrong}]}, "value": 1}]} for wrong in (5, True, "\ud800", [[]], None)),
         {"scopes": [{"conditionals": None}]},
         {"anything": "else"},
     ],
-)
+)  # fmt: skip
 def test_a_controller_that_says_nothing_sensible_is_refused(client, form):
-    out = client.post(CHAT, json=HELLO | {"controller": form})
+    asked = {"content": json.dumps(HELLO | {"controller": form}), "headers": {"content-type": "application/json"}}
+    out = client.post(CHAT, **asked)
     assert out.status_code == 400, out.text
-    assert client.post(EMBER, json=HELLO | {"controller": form}).status_code == 422
+    assert client.post(EMBER, **asked).status_code == 422
 
 
 def test_json_without_its_content_type_is_refused(client):

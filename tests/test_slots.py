@@ -122,6 +122,13 @@ def test_a_window_takes_its_own_tokens_of_memory():
     assert [keys.shape[2] for keys in packed.slots.keys] == [16, 16, 256, 16]
 
 
+def test_a_window_that_is_in_the_configuration_alone_is_refused():
+    """Its own cache would forget what its attention looks at."""
+    lm = ObservableLanguageModel(llama(torch.float64, sliding_window=16))
+    assert windows(lm) == [16] * 4
+    assert "its attention has none" in str(why_no_slots(lm))
+
+
 @pytest.mark.parametrize(("change", "why"), [
     ({"layer_types": ["chunked_attention"] * 4, "attention_chunk_size": 16}, "it attends in chunks"),
     ({"_attn_implementation": "flash_attention_2"}, "flash attention takes a sliding window's tokens in order"),
@@ -169,6 +176,27 @@ def test_where_there_is_no_memory_for_the_rows_it_is_said_how_much_they_need(end
     slots = Slots(endless, 2**30, 2**20, whole=True)
     with pytest.raises(BadInput, match=r"No memory for 1,073,741,824 rows of 1,048,576 tokens \([0-9,.]+ GiB"):
         slots.put(0, prefilled(endless, [1, 2]), 5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_where_there_is_no_memory_to_grow_everything_stays_as_it_was(endless, name, monkeypatch):
+    packed = Packed(endless if name == "llama" else windowed(name), limit=400)
+    packed.join(list(range(10, 60)))
+    made, zeros = [], Slots._zeros
+
+    def failing(self, *given):
+        made.append(given)
+        if len(made) == 2:
+            raise BadInput("No memory")
+        return zeros(self, *given)
+
+    monkeypatch.setattr(Slots, "_zeros", failing)
+    before = [tensor.shape for tensor in (*packed.slots.keys, *packed.slots.values)]
+    with pytest.raises(BadInput, match="No memory"):
+        packed.join(list(range(10, 250)))
+    assert [tensor.shape for tensor in (*packed.slots.keys, *packed.slots.values)] == before
+    packed.join(list(range(10, 250)))
+    packed.check(*packed.step([7, 8]))
 
 
 def test_a_row_that_left_leaves_nothing_behind(endless):

@@ -432,6 +432,25 @@ def test_a_file_that_a_killed_run_left_of_a_later_step_never_displaces_a_whole_c
     assert checkpoint.newest(tmp_path, Member(0)) == 80
 
 
+@pytest.mark.parametrize(
+    ("objective", "asked", "goes_on"),
+    [("topk", {}, False), ("topk", {"rise": 0.0, "fit": False}, True), ("jumprelu", {}, True)],
+)
+def test_a_run_of_before_there_was_a_setting_goes_on_as_it_began(objective, asked, goes_on, store, tmp_path):
+    folder, made = tmp_path / "run", {"objective": objective, "rise": 0.0, "fit": False}
+    (before,) = train(store, spec(**made), folder)
+    told = json.loads((folder / "train.json").read_text())
+    for one in told["specs"]:
+        del one["rise"], one["fit"]
+    (folder / "train.json").write_text(json.dumps(told))
+    now = spec(objective=objective, **asked)
+    if goes_on:
+        assert train(store, now, folder)[0].fingerprint == before.fingerprint
+    else:
+        with pytest.raises(Mismatch, match=r"rise 0\.0 there, 0\.5 here"):
+            train(store, now, folder)
+
+
 @pytest.mark.parametrize("other", [Member(0, 4), Member(0, 1), Member(0, 2, 2)])
 def test_a_run_is_not_begun_anew_because_the_processes_are_others(other, tmp_path):
     for rank in range(2):

@@ -57,9 +57,9 @@ def from_json(form: Mapping[str, Any] | str) -> Controller:
         raise BadInput(f"Not a controller: {type(error).__name__}: {error}") from error
 
 
-def computed_ids(form: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
-    """(index, id) of the features in an Ember form whose ids were computed for an SAE; those that Ember itself gave say
-    nothing of ours."""
+def computed_ids(form: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """(index, id) of the features in an Ember form that `from_json` reads, whose ids were computed for an SAE; those
+    that Ember itself gave say nothing of ours."""
     left: list[Any] = [form]
     while left:
         one = left.pop()

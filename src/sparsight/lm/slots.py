@@ -11,6 +11,7 @@ are run apart, and what they left is copied in.
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from sparsight.errors import BadInput, TooLong
 from sparsight.lm.cache import own_cache, pairs
 from sparsight.lm.lm import ObservableLanguageModel
 
+WINDOW_MASK = "create_sliding_window_causal_mask"  # what transformers' models with windows make their masks with
 SMALLEST = 128  # tokens of a row's first capacity; it grows by doubling
 
 
@@ -90,14 +92,19 @@ class Slots:
         while capacity < room:
             capacity = min(capacity * 2, self.limit)
         if capacity != self.capacity:
-            for tensors in (self.keys, self.values):
-                for i, (tensor, window) in enumerate(zip(tensors, self.windows, strict=True)):
-                    if window is not None and tensor.shape[2] == window:
-                        continue  # it is a whole ring
-                    wider = self._zeros(tensor, capacity, window)
-                    wider[:, :, : self.capacity].copy_(tensor)
-                    tensors[i] = wider
+            self.keys, self.values = (
+                [self._wider(tensor, capacity, window) for tensor, window in zip(tensors, self.windows, strict=True)]
+                for tensors in (self.keys, self.values)
+            )  # all or none: without memory for one they stay as they are
             self.capacity = capacity
+
+    def _wider(self, tensor: Tensor, capacity: int, window: int | None) -> Tensor:
+        """One layer's keys or values, with more room; a whole ring is wide enough."""
+        if tensor.shape[2] == window:
+            return tensor
+        wider = self._zeros(tensor, capacity, window)
+        wider[:, :, : tensor.shape[2]].copy_(tensor)
+        return wider
 
     def _zeros(self, like: Tensor, capacity: int, window: int | None) -> Tensor:
         """One layer's keys or values. Raises BadInput where the device has no memory for it."""
@@ -105,7 +112,8 @@ class Slots:
         try:
             return like.new_zeros(size)
         except RuntimeError as error:
-            gib = math.prod(size) * like.element_size() * 2 * self.lm.n_layers / 2**30
+            places = sum(min(capacity, window or capacity) for window in self.windows)
+            gib = math.prod((size[0], size[1], places, size[3])) * like.element_size() * 2 / 2**30
             needs = f"{self.rows:,} rows of {capacity:,} tokens ({gib:,.1f} GiB of keys and values)"
             raise BadInput(f"No memory for {needs}: take fewer rows, or shorter ones (`longest=`).") from error
 
@@ -164,6 +172,8 @@ def why_no_slots(lm: ObservableLanguageModel) -> str | None:
     layers = [type(layer) for layer in own_cache(lm).layers]
     if any(layer not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return "its KV cache holds more than keys and values (a state)"
+    if DynamicSlidingWindowLayer in layers and not hasattr(sys.modules[type(lm.model).__module__], WINDOW_MASK):
+        return "its configuration has a sliding window, and its attention has none"
     config = lm.model.config.get_text_config(decoder=True)
     if "chunked_attention" in (getattr(config, "layer_types", None) or []):
         return "it attends in chunks"

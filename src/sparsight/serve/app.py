@@ -27,6 +27,7 @@ from sparsight.serve.refusals import refused
 from sparsight.serve.service import Service
 from sparsight.serve.spec import ServeSpec
 from sparsight.serve.store import Store
+from sparsight.serve.visit import visit_of
 
 # A room that answers more routes adds its router here, with full paths in it. Routes get `visit: Visitor`.
 ROUTERS: tuple[APIRouter, ...] = (
@@ -82,7 +83,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
     cause = error.__cause__
     if isinstance(error, HTTPException) and isinstance(cause, RecursionError | ValueError):  # of reading the body
         error = BadInput(f"The body cannot be read as JSON: {first_line(cause)}.")
-    return refused(request.url.path, error)
+    return refused(request.url.path, error, visit_of(request.scope).id)
 
 
 async def start(service: Service) -> None:

@@ -102,9 +102,8 @@ class Meter:
         run = mine.lm.run
 
         def counted(batch: Batch, *given: Any, **more: Any) -> Any:
-            out = run(batch, *given, **more)
-            self.tokens += int(batch.mask[:, -batch.ids.shape[1] :].sum())
-            return out
+            self.tokens += int(batch.mask[:, -batch.ids.shape[1] :].sum())  # before: who leaves now, has begun it
+            return run(batch, *given, **more)
 
         mine.lm.run = counted  # type: ignore[method-assign]
         return mine

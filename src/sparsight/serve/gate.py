@@ -166,7 +166,7 @@ async def _whole(scope: Scope, receive: Receive, most: int, seconds: float) -> R
 async def _refuse(scope: Scope, receive: Receive, told: _Told, error: Exception) -> None:
     """The answer to what cannot be done, where nothing was answered yet."""
     if not told.status:
-        await refused(scope["path"], error)(scope, receive, told)
+        await refused(scope["path"], error, told.id)(scope, receive, told)
 
 
 def is_guarded(path: str) -> bool:

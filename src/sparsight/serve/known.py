@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from sparsight.atlas.vectors import Embedder, default_embedder, vectors_of
 from sparsight.ids import feature_uuid, index_of
 from sparsight.lm.spelling import spellings
 from sparsight.scope.scope import Scope
+from sparsight.serve.logs import tell
 
 PATIENCE = 2.0  # seconds that a search waits for the vectors of labels, before it does without
 PLACEHOLDER = "feature {}"  # the label of a feature that nobody has named
@@ -106,9 +106,14 @@ class Known:
     def embedder(self) -> Embedder | None:
         """The sentence model, once it has read all labels: until then, and where none is installed, words are looked
         for as they stand."""
-        with suppress(TimeoutError):
+        try:
             return self.read_labels().result(PATIENCE)
-        return None
+        except TimeoutError:
+            return None
+        except Exception as error:  # words are found without it, and the next search tries again
+            tell("labels not read", error=error)
+            self._ready = None
+            return None
 
     def read_labels(self) -> Future[Embedder | None]:
         """Have the sentence model read all labels, in a thread, once."""

@@ -166,11 +166,11 @@ def param_of(loc: Sequence[Any]) -> str | None:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
-def refused(path: str, error: Exception) -> Response:
-    """The answer to a request at this path."""
+def refused(path: str, error: Exception, id: str | None = None) -> Response:
+    """The answer to a request at this path. id: of the request, for the log."""
     told = refusal_of(error)
     if isinstance(error, BadFile):
-        tell("storage", error=error)
+        tell("storage", error=error, id=id)
     headers = {} if told.retry_after is None else {"retry-after": str(max(1, math.ceil(told.retry_after)))}
     if told.status == 401:
         headers["www-authenticate"] = "Bearer"

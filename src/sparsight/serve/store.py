@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from typing import Any
 from sparsight.disk import first_line
 from sparsight.edits import Controller
 from sparsight.errors import BadFile, BadInput, SparsightError
+from sparsight.serve.logs import tell
 from sparsight.wire import from_json, to_json
 
 PREFIX = "sk-sparsight-"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent")
 FORM = 1  # of the tables; in the file's user_version
+PATIENCE, SOON = 5.0, 0.2  # seconds that a locked file is waited for
 SEEN = 60.0  # seconds after which "last used" is written again
 TABLES = """
 CREATE TABLE keys (
@@ -73,15 +75,19 @@ class Variant:
 class Store:
     """The file. It is made, with its folder, where it is not there; path=None keeps everything in memory.
 
-    May be used from several threads. Raises BadFile where the file cannot be used.
+    May be used from several threads: who reads waits for nobody who writes. Raises BadFile where the file cannot be
+    used, or is another one than it was.
     """
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)
-        self._turn = threading.RLock()
+        self._turn = self._turn_to_read = threading.RLock()
         self._known: tuple[int, dict[bytes, Key]] | None = None
         try:
-            self._db = self._opened()
+            self._db = self._reader = self._opened()
+            if self.path is not None:
+                self._reader, self._turn_to_read = self._connected(), threading.RLock()
+            self._file = self._which()
         except (OSError, sqlite3.Error) as error:
             raise BadFile(f"Cannot keep keys and variants in '{path}': {first_line(error)}") from error
 
@@ -89,7 +95,7 @@ class Store:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-        db = sqlite3.connect(self.path or ":memory:", timeout=5.0, isolation_level=None, check_same_thread=False)
+        db = self._connected()
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute("BEGIN IMMEDIATE")
@@ -103,8 +109,20 @@ class Store:
             raise sqlite3.DatabaseError(f"its form is {form}, and this sparsight knows form {FORM}")
         return db
 
+    def _connected(self, patience: float = PATIENCE) -> sqlite3.Connection:
+        place = self.path or ":memory:"
+        return sqlite3.connect(place, timeout=patience, isolation_level=None, check_same_thread=False)
+
+    def _which(self) -> tuple[int, int] | None:
+        """Which file of the disk it is."""
+        if self.path is None:
+            return None
+        told = os.stat(self.path)
+        return told.st_dev, told.st_ino
+
     def close(self) -> None:
-        with self._turn:
+        with self._turn, self._turn_to_read:
+            self._reader.close()
             self._db.close()
 
     def __enter__(self) -> Store:
@@ -132,12 +150,15 @@ class Store:
                 raise BadFile(f"Cannot write '{self.path}': {first_line(error)}") from error
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Raises BadFile where the file cannot be read."""
-        with self._turn:
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Raises BadFile where the file cannot be read, or somebody has put another one in its place: nobody could
+        revoke a key that is read from one that is gone."""
+        with self._turn_to_read:
             try:
-                yield
-            except sqlite3.Error as error:
+                if self._which() != self._file:
+                    raise BadFile(f"'{self.path}' is another file than it was: start the server anew.")
+                yield self._reader
+            except (OSError, sqlite3.Error) as error:
                 raise BadFile(f"Cannot read '{self.path}': {first_line(error)}") from error
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,18 +201,24 @@ class Store:
         return None if key is None or key.revoked is not None else key
 
     def used(self, key: Key) -> None:
-        """Note that a key was used, once a minute at most."""
-        if key.is_unseen:
-            with self._writing() as db:
+        """Note in the file that a key was used, once a minute at most; not where it cannot be written soon."""
+        if not key.is_unseen:
+            return
+        if self.path is None:
+            return
+        try:
+            with closing(self._connected(SOON)) as db:
                 db.execute("UPDATE keys SET last_used = ? WHERE name = ?", (time.time(), key.name))
+        except sqlite3.Error as error:
+            tell("use of a key not noted", error=error)
 
     def _keys(self) -> dict[bytes, Key]:
         """By hash; read again only where the file was changed."""
-        with self._reading():
-            version = self._db.execute("PRAGMA data_version").fetchone()[0]  # moves when others write
+        with self._reading() as db:
+            version = db.execute("PRAGMA data_version").fetchone()[0]  # moves when others write
             if self._known is None or self._known[0] != version:
                 names = ", ".join(("name", "created", "last_used", "revoked", *LIMITS))
-                rows = self._db.execute(f"SELECT hash, {names} FROM keys").fetchall()
+                rows = db.execute(f"SELECT hash, {names} FROM keys").fetchall()
                 self._known = version, {row[0]: Key(*row[1:]) for row in rows}
             return self._known[1]
 
@@ -211,12 +238,12 @@ class Store:
         return variant
 
     def variant(self, name: str) -> Variant | None:
-        """A saved one, or None."""
+        """A saved one, or None. Raises BadFile for one that cannot be read."""
         return next(iter(self._variants("WHERE name = ?", (name,))), None)
 
     def variants(self) -> list[Variant]:
-        """All of them, by name."""
-        return self._variants("ORDER BY name", ())
+        """All that can be read, by name."""
+        return self._variants("ORDER BY name", (), lenient=True)
 
     def delete(self, name: str, owner: str = "") -> bool:
         """Forget one; False where there is none. Raises NotYours for another's."""
@@ -224,11 +251,21 @@ class Store:
             _check_owner(db, name, owner)
             return bool(db.execute("DELETE FROM variants WHERE name = ?", (name,)).rowcount)
 
-    def _variants(self, which: str, values: tuple[Any, ...]) -> list[Variant]:
-        with self._reading():
+    def _variants(self, which: str, values: tuple[Any, ...], lenient: bool = False) -> list[Variant]:
+        """lenient: leave out those that cannot be read."""
+        with self._reading() as db:
             asked = f"SELECT name, model, controller, owner, saved FROM variants {which}"
-            rows = self._db.execute(asked, values).fetchall()
-        return [Variant(name, model, from_json(text), owner, saved) for name, model, text, owner, saved in rows]
+            rows = db.execute(asked, values).fetchall()
+        out = []
+        for name, model, text, owner, saved in rows:
+            try:
+                out.append(Variant(name, model, from_json(text), owner, saved))
+            except BadInput as error:
+                unread = BadFile(f"The variant '{name}' in '{self.path}' cannot be read: {first_line(error)}")
+                if not lenient:
+                    raise unread from error
+                tell("variant not read", error=unread)
+        return out
 
 
 class NotYours(SparsightError):

@@ -31,7 +31,7 @@ from sparsight.train import checkpoint
 from sparsight.train.log import Log
 from sparsight.train.parallel import Team
 from sparsight.train.source import Batch, ShardSource, Source
-from sparsight.train.spec import TrainSpec
+from sparsight.train.spec import PENALISED, TrainSpec
 from sparsight.train.trainer import Trainer
 
 SCHEMA = 1
@@ -119,6 +119,8 @@ class Run:
             self._empty()
             return False
         said, there = self._said(), read_json(path)
+        there["specs"] = [of_before(spec) for spec in there.get("specs") or []]
+        said["specs"] = [of_before(spec) for spec in said["specs"]]
         for name in said:
             if there.get(name) != said[name]:
                 other = _difference(there.get(name), said[name])
@@ -324,6 +326,14 @@ def _names(specs: Sequence[TrainSpec]) -> list[str]:
         name = "_".join(str(part) for part in parts if part)
         names.append(name if name not in names else f"{name}_{len(names)}")
     return names
+
+
+def of_before(spec: dict[str, Any]) -> dict[str, Any]:
+    """A spec as it was written down, with what there was no setting for then; without what changes nothing in it."""
+    spec = {"rise": 0.0, "fit": False, **spec}
+    if spec.get("objective") in PENALISED:
+        del spec["rise"], spec["fit"]
+    return spec
 
 
 def _difference(there: Any, asked: Any) -> str:

@@ -80,6 +80,7 @@ class TrainSpec:
         check(self.l0, "l0", some, "at least one feature in a batch for batchtopk")
         for name in ("aux", "checkpoint", "rise"):
             check(getattr(self, name), name, finite(getattr(self, name), name) >= 0, "a number from 0 up")
+        check(self.fit, "fit", isinstance(self.fit, bool), "true or false")
         for name in ("beta1", "beta2", "ema"):
             given = getattr(self, name)
             optional = name == "ema" and given is None

@@ -99,8 +99,9 @@ def best_scale(
     x: Float[Tensor, "token d_in"],
     y: Float[Tensor, "token d_out"],
 ) -> float:
-    """Of all activations, where each token keeps its k largest: such that the sum of squared errors, of all nested
-    dictionaries together, is the least. 1 where nothing is active."""
+    """Of all activations, where each token keeps its k largest: such that the sum of squared errors on the sample, of
+    all nested dictionaries together, is the least. 1 where no scale makes it less. Of the sample the first tokens are
+    taken, as many as have 2**25 pre-activations."""
     d_hidden = len(encoder)
     x, y = (part[: max(SAMPLE // 4 // d_hidden, 1)] for part in (x, y))
     pre = x @ encoder.T

@@ -13,8 +13,8 @@ from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sparsight.edits import Controller
-from sparsight.errors import SparsightError
-from sparsight.ids import feature_id
+from sparsight.errors import BadInput, SparsightError
+from sparsight.ids import feature_id, index_of
 from sparsight.lm.batch import Prompt
 from sparsight.lm.generate import check_room
 from sparsight.records import Message, Sampling
@@ -121,17 +121,27 @@ def controller_of(form: Mapping[str, Any] | None, scope: Scope, before: Controll
     """The variant's controller, then the request's own; one that this SAE has features for. Where it acts, and whether
     a row has room for it, is the engine's to say. Raises BadField."""
     check_size(form)
-    for index, id in () if form is None else computed_ids(form):
-        if id not in (feature_id(scope.sae.fingerprint, index), feature_id(None, index)):
-            what = f"Feature {index} was found on another SAE, as its uuid says, where it means something else"
-            raise BadField("controller", f"{what}: find it anew on this model, or send its index without the uuid.")
     try:
         wish = before if form is None else before + from_json(form) if before else from_json(form)
         if wish:
             compile_controller(wish, scope.sae)
+        for index, id in () if form is None else computed_ids(form):
+            check_id(scope, index, id)
         return wish
     except SparsightError as error:
         raise BadField("controller", str(error)) from error
+
+
+def check_id(scope: Scope, index: int, id: str) -> None:
+    """Raises BadInput for a feature whose id was computed for another feature, or another SAE."""
+    sae = scope.sae
+    if id in (feature_id(sae.fingerprint, index), feature_id(None, index)):
+        return
+    other = index_of(id, sae.fingerprint, sae.d_hidden)
+    if other is not None:
+        raise BadInput(f"The uuid is that of feature {other}, and index_in_sae says {index}: send one of the two.")
+    what = f"Feature {index} was found on another SAE, as its uuid says, where it means something else"
+    raise BadInput(f"{what}: find it anew on this model, or send its index without the uuid.")
 
 
 def check_size(form: object) -> None:
