@@ -44,6 +44,7 @@ QUICK = 614_400
 AFTER = 2**40  # batch numbers from here on are held out
 COEFFICIENTS = {  # of a trainer, or of an objective
     "L1": (5.0, 6.0),
+    "SAELens L1": (4.0, 5.0, 6.0),
     "April": (5.0, 6.0),
     "Gated": (5.0, 6.0),
     "dictionary_learning Gated": (0.35, 0.45, 0.6),

@@ -23,9 +23,9 @@ def serve(result: dict[str, Any]) -> str:
             cells += [f"{middle(mine, what + '_ms'):.0f} ({middle(mine, what + '_p99_ms'):.0f})" for what in TIMES]
             lines.append(f"| {streams} | {name} | " + " | ".join(cells) + " |")
     loads = [of["load"] for of in result["streams"].values()]
-    busy = f"Others used the machine too: its load was {min(loads):.0f} to {max(loads):.0f}."
+    busy = f"The load of the machine was {min(loads):.0f} to {max(loads):.0f}, servers and callers among it."
     without = "; ".join(f"{name}: {why}" for name, why in result["left_out"].items())
-    return "\n".join([*lines, "", f"{busy} Left out: {without}."])
+    return "\n".join([*lines, "", busy + (f" Left out: {without}." if without else "")])
 
 
 TIMES = ("first", "between")
