@@ -17,6 +17,7 @@ from table_serve import churn, serve
 
 from sparsight.evaluate.synthetic import KINDS as TOYS
 
+OBJECTIVES = ("L1", "April", "TopK", "BatchTopK", "JumpReLU", "Gated", "Matryoshka")  # of the Pareto's table, in order
 ROOT = Path(__file__).parent.parent
 NAMED = ("speed", "demo", "harvest", "synthetic", "train", "survey", "search", "contrast", "engine")
 PAGES = (*(ROOT / "docs" / f"{name}.md" for name in NAMED), ROOT / "src" / "sparsight" / "demo" / "README.md")
@@ -282,8 +283,9 @@ def pareto(result: dict) -> str:
         found.setdefault(r["name"], []).append(r)
     l0s = sorted({r["aim"] for r in result["runs"].values() if r["aim"]})
     lines = ["| FVU; loss recovered | " + " | ".join(f"L0 {l0:g}" for l0 in l0s) + " |", "|---|" + "---:|" * len(l0s)]
-    for objective in dict.fromkeys(name.partition(" ")[2] for name in found):
-        for name in (n for n in found if n.partition(" ")[2] == objective):
+    for objective in OBJECTIVES:
+        mine = [n for n in found if n.partition(" ")[2] == objective]
+        for name in sorted(mine, key=lambda name: (not name.startswith("sparsight"), name)):
             cells = []
             for l0 in l0s:
                 values = [along(found[name], l0, what) for what in ("fvu", "loss_recovered")]
