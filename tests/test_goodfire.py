@@ -25,6 +25,7 @@ from goodfire.variants.variants import Variant
 from small_atlas import TEXTS, Concepts, small_atlas
 
 from sparsight.edits import Comparison, Controller, Feature, When
+from sparsight.errors import Stopped
 from sparsight.ids import feature_uuid
 from sparsight.lm.text import TextStream, vocabulary
 from sparsight.scope.attribution import attribute
@@ -776,4 +777,29 @@ def test_where_the_sentence_model_fails_words_are_looked_for_and_the_next_search
     monkeypatch.setattr(known, "default_embedder", failing)
     assert told.found("pirate", 0, 1)[0]["index_in_sae"] == 3
     monkeypatch.setattr(known, "default_embedder", Concepts)
+    assert told.found("buccaneer", 0, 1)[0]["index_in_sae"] == 3
+
+
+def test_the_reading_of_labels_ends_with_the_server_and_begins_anew_with_the_next(served, monkeypatch):
+    begun, going = threading.Event(), threading.Event()
+
+    class Slow(Concepts):
+        name = "slow"
+
+        def embed(self, texts):
+            begun.set()
+            assert going.wait(30)
+            return super().embed(texts)
+
+    monkeypatch.setattr(known, "default_embedder", Slow)
+    told = known.Known(served)
+    reading = told.read_labels()
+    assert begun.wait(30)
+    closing = threading.Thread(target=told.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive(), "a batch that is being read ends first"
+    going.set()
+    closing.join(30)
+    assert isinstance(reading.exception(), Stopped)
     assert told.found("buccaneer", 0, 1)[0]["index_in_sae"] == 3

@@ -112,6 +112,7 @@ async def stop(service: Service) -> None:
         await drain(service)
     service.ready = False
     for engine in service.catalog.each():
+        await asyncio.to_thread(ember.known_of(engine.scope).close)
         await asyncio.to_thread(engine.stop)
     service.store.close()
     if service.writer is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,11 +16,15 @@ from sparsight.atlas.meant import closeness, ranked_labels
 from sparsight.atlas.query import Query
 from sparsight.atlas.search import FUSED, WEIGHTS, search
 from sparsight.atlas.vectors import Embedder, default_embedder, vectors_of
+from sparsight.errors import Stopped
 from sparsight.ids import feature_uuid, index_of
 from sparsight.lm.spelling import spellings
+from sparsight.records import Progress
 from sparsight.scope.scope import Scope
 from sparsight.serve.logs import tell
 
+NICE = 10  # how much later than others the thread that reads labels has its turn
+LEAVING = 10.0  # seconds that it is waited for: a batch of texts, and the loading of the sentence model, end first
 PATIENCE = 2.0  # seconds that a search waits for the vectors of labels, before it does without
 PLACEHOLDER = "feature {}"  # the label of a feature that nobody has named
 
@@ -29,6 +36,8 @@ class Known:
         self.scope, self.sae = scope, scope.sae.fingerprint
         self._turn = threading.Lock()
         self._ready: Future[Embedder | None] | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -116,28 +125,43 @@ class Known:
             return None
 
     def read_labels(self) -> Future[Embedder | None]:
-        """Have the sentence model read all labels, in a thread, once."""
+        """Have the sentence model read all labels, in a thread, once. `close` ends it."""
         with self._turn:
             if self._ready is None:
-                self._ready = _in_thread(self._prepared)
+                self._ready = Future()
+                self._thread = threading.Thread(target=self._read, args=(self._ready,), daemon=True, name="labels")
+                self._thread.start()
             return self._ready
+
+    def close(self) -> None:
+        """Ends the reading of labels: a process that goes while torch computes is aborted. What was read is kept where
+        it was written already."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join(LEAVING)
+            if self._thread.is_alive():
+                return
+        with self._turn:  # whoever serves this scope anew begins anew
+            self._thread = None
+            if self._ready is not None and self._ready.exception() is not None:
+                self._ready = None
+        self._closed.clear()
+
+    def _read(self, ready: Future[Embedder | None]) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own: what is asked of the server goes first
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        try:
+            ready.set_result(self._prepared())
+        except BaseException as error:  # it is told to whoever asks
+            ready.set_exception(error)
 
     def _prepared(self) -> Embedder | None:
         embedder = default_embedder()
         if embedder is not None and self.scope.features.atlas is not None:
-            vectors_of(self.scope.features.atlas, embedder)
+            vectors_of(self.scope.features.atlas, embedder, self._go_on)
         return embedder
 
-
-def _in_thread(work: Callable[[], Any]) -> Future[Any]:
-    """In a thread that keeps no process from ending."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # it is told to whoever asks
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="labels").start()
-    return future
+    def _go_on(self, _: Progress) -> None:
+        if self._closed.is_set():
+            raise Stopped("The server is stopping: labels are read when they are searched again.")
