@@ -31,12 +31,17 @@ def order(trainer: str) -> tuple[int, int]:
     return OBJECTIVES.index(objective), list(LINES).index(library)
 
 
+def aims_of(result: dict[str, Any]) -> list[float]:
+    """The L0s that somebody aimed at, ascending."""
+    return sorted({run["aim"] for run in result["runs"].values() if run["aim"]})
+
+
 def curves(result: dict[str, Any], name: str) -> dict[str, list[tuple[float, float]]]:
     """{trainer: (L0, figure) pairs by L0} of one figure, about where somebody aimed."""
     out: dict[str, list[tuple[float, float]]] = {}
-    aims = [run["aim"] for run in result["runs"].values() if run["aim"]]
+    aims = aims_of(result)
     for run in result["runs"].values():
-        if run.get(name) is not None and 0.8 * min(aims) <= run["l0"] <= 1.25 * max(aims):
+        if run.get(name) is not None and 0.8 * aims[0] <= run["l0"] <= 1.25 * aims[-1]:
             out.setdefault(run["name"], []).append((run["l0"], run[name]))
     return {trainer: sorted(points) for trainer, points in out.items()}
 
@@ -49,7 +54,7 @@ def draw(axes: Any, result: dict[str, Any], name: str, said: str) -> None:
         width = 2.0 if library == train_ours.OURS else 1.2
         axes.plot(*zip(*points, strict=True), label=trainer, marker=".", linewidth=width, **style)
     axes.set(xscale="log", xlabel="L0", ylabel=said, yscale="log" if name == "fvu" else "linear")
-    aims = sorted({run["aim"] for run in result["runs"].values() if run["aim"]})
+    aims = aims_of(result)
     axes.set_xticks(aims, [f"{aim:g}" for aim in aims])
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.2, which="both")

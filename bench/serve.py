@@ -154,9 +154,8 @@ def started(
     }
     if vllm:
         served = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", "PORT"]
-        served += ["--max-num-seqs", rows, "--generation-config", "vllm"]
-        others |= {"vLLM, batching": [*served, "--dtype", "float32"]}
-        others |= {"vLLM eager, batching": [*served, "--dtype", "float32", "--enforce-eager"]}
+        served += ["--max-num-seqs", rows, "--generation-config", "vllm", "--dtype", "float32"]
+        others |= {"vLLM, batching": served, "vLLM eager, batching": [*served, "--enforce-eager"]}
     for name, args in others.items():
         try:
             if args[0] is None:

@@ -32,7 +32,7 @@ from sparsight.atlas.schema import SCHEMA
 from sparsight.disk import first_line
 from sparsight.errors import BadFile, BadInput, NoFeature
 
-TODO = "make it anew: sparsight survey"
+ANEW = "make it anew: sparsight survey"
 RESUME = "its survey is not done: the same command goes on with it"
 COLUMNS = ("fires", "density", "mean", "max", "scale", "documents")
 LABEL = "id, feature, text, method, model, prompt, type, rule, confidence, created"
@@ -51,22 +51,22 @@ class Atlas:
         self._local = threading.local()
         for name, what in ((TABLE, "its table"), (TOKENS, "the tokens of its examples")):
             if not (self.folder / name).is_file():
-                todo = RESUME if any(self.folder.glob("part-*")) else TODO
+                todo = RESUME if any(self.folder.glob("part-*")) else ANEW
                 raise BadFile(f"'{self.folder}' is no atlas, or not a whole one: '{name}', {what}, is missing; {todo}.")
         told = {key: self._json(value) for key, value in self.rows("SELECT key, value FROM about")}
         if told.get("schema") != SCHEMA:
             raise BadFile(f"'{self.folder}' is of schema {told.get('schema')!r}; this sparsight reads schema {SCHEMA}.")
         known = {f.name for f in fields(About)}
         if missing := known - told.keys():
-            raise BadFile(f"'{self.folder / TABLE}' does not say its {', '.join(sorted(missing))}; {TODO}.")
+            raise BadFile(f"'{self.folder / TABLE}' does not say its {', '.join(sorted(missing))}; {ANEW}.")
         self.about = About(**{name: told[name] for name in known})
         self.about.check(str(self.folder), sae, tokenizer)
         size, wanted = (self.folder / TOKENS).stat().st_size, 4 * self.about.tokens
         if size != wanted:
-            raise BadFile(f"'{self.folder / TOKENS}' has {size:,} bytes, not {wanted:,}; {TODO}.")
+            raise BadFile(f"'{self.folder / TOKENS}' has {size:,} bytes, not {wanted:,}; {ANEW}.")
         (features,) = next(self.rows("SELECT count(*) FROM feature"))
         if features != self.about.d_hidden:
-            raise BadFile(f"'{self.folder / TABLE}' has {features:,} features of {self.about.d_hidden:,}; {TODO}.")
+            raise BadFile(f"'{self.folder / TABLE}' has {features:,} features of {self.about.d_hidden:,}; {ANEW}.")
 
     def __len__(self) -> int:
         return self.about.d_hidden
@@ -88,7 +88,7 @@ class Atlas:
             told |= {"histogram": {int(bin): count for bin, count in told["histogram"].items()}}
             return Statistics(**told | {"positions": tuple(told["positions"]), "flags": tuple(told["flags"])})
         except (zlib.error, ValueError, KeyError, TypeError) as error:
-            raise BadFile(f"The statistics of feature {feature} in '{self.folder}' are damaged; {TODO}.") from error
+            raise BadFile(f"The statistics of feature {feature} in '{self.folder}' are damaged; {ANEW}.") from error
 
     def examples(self, feature: int) -> list[Example]:
         """Strongest first. Raises NoFeature."""
@@ -247,7 +247,7 @@ class Atlas:
         try:
             yield from self._db.execute(query, values)
         except sqlite3.DatabaseError as error:
-            raise BadFile(f"Cannot read '{self.folder / TABLE}': {first_line(error)}; {TODO}.") from error
+            raise BadFile(f"Cannot read '{self.folder / TABLE}': {first_line(error)}; {ANEW}.") from error
 
     def state(self) -> tuple[int, int, int]:
         """Another one whenever the table may have changed, by this thread's hand or another's."""
@@ -267,7 +267,7 @@ class Atlas:
         try:
             return json.loads(text)
         except (ValueError, TypeError) as error:
-            raise BadFile(f"'{self.folder / TABLE}' is damaged: {first_line(error)}; {TODO}.") from error
+            raise BadFile(f"'{self.folder / TABLE}' is damaged: {first_line(error)}; {ANEW}.") from error
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -281,7 +281,7 @@ class Atlas:
             except sqlite3.OperationalError:  # a folder that cannot be written, as an installed package's
                 db = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)
             except sqlite3.DatabaseError as error:
-                raise BadFile(f"Cannot read '{path}': {first_line(error)}; {TODO}.") from error
+                raise BadFile(f"Cannot read '{path}': {first_line(error)}; {ANEW}.") from error
             self._local.db = db
         return self._local.db
 

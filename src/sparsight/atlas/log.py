@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from sparsight.atlas.atlas import TODO, Atlas
+from sparsight.atlas.atlas import ANEW, Atlas
 from sparsight.disk import first_line, write_aside
 from sparsight.errors import BadFile, NoFeature
 from sparsight.records import KINDS, Kind
@@ -42,7 +42,7 @@ class ActivationLog:
             told = json.loads(bytes(self._raw[-24 - size : -24]))
             made = {name: self._array(told["arrays"][name], dtype) for name, dtype in ARRAYS.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadFile(f"'{path}' is no activation log, or damaged: {first_line(error)}; {TODO}.") from error
+            raise BadFile(f"'{path}' is no activation log, or damaged: {first_line(error)}; {ANEW}.") from error
         self.survey: str = told["survey"]
         self.documents, self._starts, self._lengths = made["documents"], made["starts"], made["lengths"]
         self._ends, self._counts, self._peaks = made["ends"], made["counts"], made["peaks"]
@@ -77,7 +77,7 @@ class ActivationLog:
         places = np.cumsum(_unpacked(np.asarray(self._raw[start:middle])))
         shares = np.frombuffer(bytes(self._raw[middle:stop]), "<f2").astype(np.float32)
         if len(places) != len(shares):
-            raise BadFile(f"'{self.path}' is damaged at feature {feature}; {TODO}.")
+            raise BadFile(f"'{self.path}' is damaged at feature {feature}; {ANEW}.")
         return places, shares * self._peaks[feature]
 
     def fires_in(self, feature: int) -> int:
@@ -92,7 +92,7 @@ def open_log(atlas: Atlas) -> ActivationLog | None:
         return None
     log = ActivationLog(path)
     if log.survey != survey_of(atlas.about.created, atlas.about.sae):
-        raise BadFile(f"'{path}' is of another survey than '{atlas.folder}'; {TODO}.")
+        raise BadFile(f"'{path}' is of another survey than '{atlas.folder}'; {ANEW}.")
     return log
 
 

@@ -112,7 +112,7 @@ class Slots:
         try:
             return like.new_zeros(size)
         except RuntimeError as error:
-            places = sum(min(capacity, window or capacity) for window in self.windows)
+            places = sum(min(capacity, of or capacity) for of in self.windows)
             gib = math.prod((size[0], size[1], places, size[3])) * like.element_size() * 2 / 2**30
             needs = f"{self.rows:,} rows of {capacity:,} tokens ({gib:,.1f} GiB of keys and values)"
             raise BadInput(f"No memory for {needs}: take fewer rows, or shorter ones (`longest=`).") from error

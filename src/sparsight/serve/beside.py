@@ -97,8 +97,7 @@ class Meter:
 
     def on(self, scope: Scope) -> Scope:
         """The same scope, counted."""
-        mine = copy.copy(scope)
-        mine.lm = copy.copy(scope.lm)
+        mine = _with_its_own_model(scope)
         run = mine.lm.run
 
         def counted(batch: Batch, *given: Any, **more: Any) -> Any:
@@ -111,7 +110,13 @@ class Meter:
 
 def leaving(scope: Scope, gone: threading.Event) -> Scope:
     """The same scope, whose passes raise Stopped once `gone` is set."""
+    mine = _with_its_own_model(scope)
+    mine.lm.turn = _Turn(scope.lm.turn, gone)
+    return mine
+
+
+def _with_its_own_model(scope: Scope) -> Scope:
+    """The same scope, around another object for the same model, so that what is set on it is set here alone."""
     mine = copy.copy(scope)
     mine.lm = copy.copy(scope.lm)
-    mine.lm.turn = _Turn(scope.lm.turn, gone)
     return mine

@@ -40,7 +40,8 @@ class Prompting:
         if prefixes is not None and not self.steering.needs_entropy:  # of a twin nothing is kept
             self._names = chain(prompt, controller, self.steering.steered[0].program)
             known, self._tallies = prefixes.find(self._names)
-            self.past = self.past if known is None else known
+            if known is not None:
+                self.past = known
             self.cached = len(self._tallies) * BLOCK
             self._restore()
         self.done = self.cached

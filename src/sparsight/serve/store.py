@@ -202,9 +202,7 @@ class Store:
 
     def used(self, key: Key) -> None:
         """Note in the file that a key was used, once a minute at most; not where it cannot be written soon."""
-        if not key.is_unseen:
-            return
-        if self.path is None:
+        if self.path is None or not key.is_unseen:
             return
         try:
             with closing(self._connected(SOON)) as db:

@@ -119,8 +119,8 @@ class Run:
             self._empty()
             return False
         said, there = self._said(), read_json(path)
-        there["specs"] = [of_before(spec) for spec in there.get("specs") or []]
-        said["specs"] = [of_before(spec) for spec in said["specs"]]
+        there["specs"] = [_of_before(spec) for spec in there.get("specs") or []]
+        said["specs"] = [_of_before(spec) for spec in said["specs"]]
         for name in said:
             if there.get(name) != said[name]:
                 other = _difference(there.get(name), said[name])
@@ -328,7 +328,7 @@ def _names(specs: Sequence[TrainSpec]) -> list[str]:
     return names
 
 
-def of_before(spec: dict[str, Any]) -> dict[str, Any]:
+def _of_before(spec: dict[str, Any]) -> dict[str, Any]:
     """A spec as it was written down, with what there was no setting for then; without what changes nothing in it."""
     spec = {"rise": 0.0, "fit": False, **spec}
     if spec.get("objective") in PENALISED:
